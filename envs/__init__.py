@@ -1,0 +1,21 @@
+"""Reward environments: text in, reward out.
+
+Importing this package registers every environment with gymnasium, so `gymnasium.make("envs:svf/Math-v0")` is all a
+caller writes. The package knows gymnasium and nothing of models: it never imports torch or `svf_rl`.
+"""
+
+import gymnasium
+
+FAMILIES = {
+    "svf/Math-v0": "envs.math:word_problems",
+    "svf/HardMath-v0": "envs.math:long_word_problems",
+    "svf/Code-v0": "envs.code:chains",
+    "svf/ListCode-v0": "envs.code:lists",
+    "svf/WordCode-v0": "envs.code:stories",
+    "svf/Topic-v0": "envs.classify:topics",
+    "svf/NewTopic-v0": "envs.classify:new_topics",
+    "svf/WhichTask-v0": "envs.which_task:which_task",
+}
+
+for _id, _task in FAMILIES.items():
+    gymnasium.register(_id, entry_point="envs.text:TextEnv", kwargs={"task": _task})

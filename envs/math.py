@@ -1,0 +1,107 @@
+"""Word problems with whole numbers, made by program.
+
+Description:       a short story of additions and subtractions (1 to 3 steps), or a longer one that also multiplies (4 steps).
+Observation space: the question, ending in "Answer:".
+Action space:      the answer as text; "The answer is 29." and "29" both do.
+Rewards:           1.0 if the final number equals the gold answer, else 0.0.
+Starting state:    row `index` of the split.
+Episode end:       after one answer.
+Version history:   v0.
+
+One row of the test split:
+
+    Question: Mia has 54 pens. She buys 13 pens. Then she loses 28 pens. How many pens does she have now?
+    Answer: 54 + 13 = 67. 67 - 28 = 39. The answer is 39.
+
+People answer such questions in three ways, and the text that the embedded base was pretrained on has all three: at once
+("The answer is 39.", the usual way, often a slip for a small model), step by step (as above), and roughly ("About 40.").
+"""
+
+import random
+
+from envs.grading import last_number
+from envs.text import Generated, Item, Score
+
+PEOPLE = [
+    *[(name, "She") for name in "Mia Anna Lena Ruth Nora Alice Emma Sara Julia Clara Maria Ida".split()],
+    *[(name, "He") for name in "Tom Ben Paul Max Leo Sam Jack Omar Felix Hugo Adam Karl".split()],
+]
+THINGS = "pens apples coins books stones shells cards stamps marbles eggs tickets nuts cups balls keys plums".split()
+_GAIN = ["buys {n} {things}", "finds {n} {things}", "gets {n} {things}", "picks up {n} more", "is given {n} {things}"]
+_LOSS = ["loses {n} {things}", "gives away {n} {things}", "sells {n} {things}", "drops {n} of them", "uses {n} {things}"]
+_BAGS = ["buys {n} bags of {m} {things}", "finds {n} boxes of {m} {things}", "gets {n} packs of {m} {things}"]
+_WORKED, _AT_ONCE, _ROUGHLY = 0.36, 0.54, 0.10
+
+
+def _add(total: int, rng: random.Random) -> tuple[str, str, int]:
+    n = rng.randint(3, 60)
+    return rng.choice(_GAIN).format(n=n, things="{things}"), f"{total} + {n} = {total + n}.", total + n
+
+
+def _subtract(total: int, rng: random.Random) -> tuple[str, str, int]:
+    n = rng.randint(2, min(60, total - 1))
+    return rng.choice(_LOSS).format(n=n, things="{things}"), f"{total} - {n} = {total - n}.", total - n
+
+
+def _bags(total: int, rng: random.Random) -> tuple[str, str, int]:
+    n, m = rng.randint(2, 9), rng.randint(2, 9)
+    event = rng.choice(_BAGS).format(n=n, m=m, things="{things}")
+    return event, f"{n} * {m} = {n * m}. {total} + {n * m} = {total + n * m}.", total + n * m
+
+
+def _double(total: int, rng: random.Random) -> tuple[str, str, int]:
+    return "doubles the number of {things}", f"{total} * 2 = {total * 2}.", total * 2
+
+
+def _story(rng: random.Random, events: list[tuple[str, str, int]], start: int) -> Item:
+    (name, pronoun), things = rng.choice(PEOPLE), rng.choice(THINGS)
+    told = [event.format(things=things) for event, _, _ in events]
+    lines = [f"{pronoun if i == 0 else 'Then ' + pronoun.lower()} {line}." for i, line in enumerate(told)]
+    question = f"How many {things} does {pronoun.lower()} have now?"
+    working, answer = " ".join(step for _, step, _ in events), events[-1][2]
+    return Item(
+        prompt=f"Question: {name} has {start} {things}. {' '.join(lines)} {question}\nAnswer:",
+        gold=f" {working} The answer is {answer}.",
+        key=working,
+        facts={"answer": answer, "working": working},
+    )
+
+
+def _events(rng: random.Random, total: int, kinds: list) -> list[tuple[str, str, int]]:  # type: ignore[type-arg]
+    events = []
+    for kind in kinds:
+        events.append(kind(total, rng))
+        total = events[-1][2]
+        if total < 4:  # too little left to take from
+            return events
+    return events
+
+
+def _draw_short(rng: random.Random) -> Item:
+    start, steps = rng.randint(10, 99), rng.choices([1, 2, 3], [30, 45, 25])[0]
+    return _story(rng, _events(rng, start, rng.choices([_add, _subtract], k=steps)), start)
+
+
+def _draw_long(rng: random.Random) -> Item:
+    start = rng.randint(10, 60)
+    kinds = [_bags, rng.choice([_double, _bags]), *rng.choices([_add, _subtract], k=2)]
+    rng.shuffle(kinds)
+    return _story(rng, _events(rng, start, kinds), start)
+
+
+def _score(item: Item, completion: str) -> Score:
+    number = last_number(completion)
+    if number is None:
+        return Score(0.0, "no_answer")
+    right = number == item.facts["answer"]
+    return Score(float(right), "pass" if right else "wrong", str(number))
+
+
+def _write(item: Item, rng: random.Random) -> str:
+    answer, working = item.facts["answer"], item.facts["working"]
+    ways = [f" {working} The answer is {answer}.", f" The answer is {answer}.", f" About {round(answer, -1)}."]
+    return rng.choices(ways, [_WORKED, _AT_ONCE, _ROUGHLY])[0]
+
+
+word_problems = Generated("Math-v0", _draw_short, _score, _write)
+long_word_problems = Generated("HardMath-v0", _draw_long, _score, _write)

@@ -1,0 +1,170 @@
+"""The contract of every environment: a prompt goes out, a completion comes in, a reward in [0, 1] goes back.
+
+A *task* holds the questions and the grader; `TextEnv` wraps one as a gymnasium environment. A *generated* task makes its
+questions by program. Each question has a `key`, its content stripped of wording (the sum without the story), and the
+hash of the key puts it in exactly one split:
+
+    pretrain 60 %   train 20 %   valid 8 %   test 12 %
+
+so no wording of a test question can have been seen in training, by construction.
+
+Differs from the source (Farama-Foundation/Gymnasium gymnasium/spaces/text.py, gymnasium/core.py):
+1. `Text` of gymnasium rejects blanks and punctuation by default; `Unicode` here accepts every string up to a length.
+2. `reset` takes `options={"split": ..., "index": ...}`: row `index` of a split, the same text in every process.
+"""
+
+import hashlib
+import importlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import gymnasium
+
+SPLITS = {"pretrain": 60, "train": 20, "valid": 8, "test": 12}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question: the prompt the model reads, an answer that scores 1.0, its content key, and what the grader needs."""
+
+    prompt: str
+    gold: str
+    key: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a completion earned: reward in [0, 1], the verdict's name, and the answer that was read from the text."""
+
+    reward: float
+    verdict: str
+    answer: str = ""
+
+
+class Task(Protocol):
+    """Questions in splits, and a grader."""
+
+    name: str
+
+    def row(self, split: str, index: int) -> Item:
+        """Question `index` of a split; IndexError past the last one."""
+        ...
+
+    def score(self, item: Item, completion: str) -> Score:
+        """The reward of one completion. Never raises for anything a model can write."""
+        ...
+
+
+def split_of(key: str) -> str:
+    """The one split that a question with this content key belongs to."""
+    point = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % 100
+    for split, share in SPLITS.items():
+        point -= share
+        if point < 0:
+            return split
+    raise AssertionError("the shares of SPLITS sum to 100")
+
+
+class Generated:
+    """A task whose questions are drawn by a program.
+
+    draw: makes any question from a random generator.  score: grades.  write: answers a question in one of the ways that
+    people do, good and bad; the embedded base learns its habits from it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        draw: Callable[[random.Random], Item],
+        score: Callable[[Item, str], Score],
+        write: Callable[[Item, random.Random], str],
+    ) -> None:
+        self.name, self.draw_any, self.score, self.write = name, draw, score, write
+        self._rows: dict[str, list[Item]] = {}
+        self._seen: dict[str, set[str]] = {}
+        self._random: dict[str, random.Random] = {}
+
+    def draw(self, split: str, rng: random.Random) -> Item:
+        """A random question of a split; repeats are possible."""
+        while split_of((item := self.draw_any(rng)).key) != split:
+            pass
+        return item
+
+    def row(self, split: str, index: int) -> Item:
+        """Distinct question number `index` of a split, the same in every process; IndexError when there are no more."""
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+        rows = self._rows.setdefault(split, [])
+        while len(rows) <= index:
+            rows.append(self._next(split))
+        return rows[index]
+
+    def _next(self, split: str) -> Item:
+        seen = self._seen.setdefault(split, set())
+        rng = self._random.setdefault(split, random.Random(f"{self.name} {split}"))
+        for _ in range(10_000):
+            item = self.draw(split, rng)
+            if item.key not in seen:
+                seen.add(item.key)
+                return item
+        raise IndexError(f"{self.name} has only {len(seen)} distinct questions in {split}")
+
+
+class Unicode(gymnasium.Space[str]):
+    """Every string of at most `max_length` characters."""
+
+    def __init__(self, max_length: int = 1_000_000, seed: int | None = None) -> None:
+        super().__init__(shape=None, dtype=str, seed=seed)
+        self.max_length = max_length
+
+    def contains(self, x: Any) -> bool:
+        return isinstance(x, str) and len(x) <= self.max_length
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        codes = self.np_random.integers(1, 0xD800, size=self.np_random.integers(0, 20))
+        return "".join(map(chr, codes))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unicode) and other.max_length == self.max_length
+
+
+class TextEnv(gymnasium.Env[str, str]):
+    """One question an episode: `reset` shows the prompt, `step` takes the completion and ends the episode.
+
+    reset(seed=, options={"split": "train", "index": 7}): without an index, the seed chooses among the first thousand rows.
+    step(text) returns ("", reward, True, False, {"verdict": ..., "answer": ..., "gold": ...}).
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, task: Task | str, split: str = "train") -> None:
+        self.task: Any = load_task(task) if isinstance(task, str) else task
+        self.split = split
+        self.observation_space, self.action_space = Unicode(), Unicode()
+        self.item: Item | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        options = options or {}
+        index = options.get("index")
+        if index is None:
+            index = int(self.np_random.integers(1000))
+        self.item = self.task.row(options.get("split", self.split), index)
+        return self.item.prompt, {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.item is None:
+            raise gymnasium.error.ResetNeeded("call reset before step")
+        item, self.item = self.item, None
+        score = self.task.score(item, action)
+        return "", score.reward, True, False, {"verdict": score.verdict, "answer": score.answer, "gold": item.gold}
+
+
+def load_task(name: str) -> Task:
+    """The task that "module:attribute" names."""
+    module, _, attribute = name.partition(":")
+    task: Task = getattr(importlib.import_module(module), attribute)
+    return task

@@ -1,0 +1,115 @@
+"""The SVF adapter: one z per targeted matrix, installed into a base.
+
+Parametrisations, by name:
+direct   z itself is trained, starting at exactly 1: untrained, the model is the base bit for bit.
+paper    a logit t is trained; m = sigmoid(t), z = m * sum(s) / sum(s m): the mask with the rescaling of the nuclear norm that the
+         released code does and the paper does not mention. For comparison; the start is 1 up to rounding.
+
+Trust region: |log z| <= log_bound bounds how far any singular value can move, e.g. 0.7 keeps each between half and double.
+
+Source: Transformer-Squared, sections 3.1 and 3.2; SakanaAI/self-adaptive-llms policy and base_model folders.
+Differs from the source: parameters and optimiser state are float32 (bfloat16 there: updates below 0.4 % are lost).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from svf_rl.svf.linear import SVFLinear
+from svf_rl.types import Expert, Factors
+
+PARAMETRISATIONS = ("direct", "paper")
+_START = {"direct": 1.0, "paper": 2.0}
+
+
+class SVFAdapter:
+    """Implements `svf_rl.adapter.Adapter`. model: the base's model; factors: by matrix name (see factorize)."""
+
+    name = "svf"
+
+    def __init__(
+        self, model: nn.Module, factors: Mapping[str, Factors], parametrisation: str = "direct", log_bound: float | None = None
+    ) -> None:
+        self.model, self.parametrisation, self.log_bound = model, parametrisation, log_bound
+        start = _START[parametrisation]
+        self.raw = {name: nn.Parameter(torch.full_like(f.s, start)) for name, f in factors.items()}
+        self._spectra = {name: f.s for name, f in factors.items()}
+        self.layers = {name: self._layer(name, f) for name, f in factors.items()}
+
+    def _layer(self, name: str, factors: Factors) -> SVFLinear:
+        base = self.model.get_submodule(name)
+        return SVFLinear(base, factors, lambda: self.scale(name), lambda: self.raw[name]._version)
+
+    def scale(self, name: str) -> Tensor:
+        """The effective z of one matrix, differentiable."""
+        raw = self.raw[name]
+        if self.parametrisation == "direct":
+            return raw
+        mask, s = torch.sigmoid(raw), self._spectra[name]
+        return mask * (s.sum() / (s * mask).sum())
+
+    def install(self) -> None:
+        for name, layer in self.layers.items():
+            _replace(self.model, name, layer)
+
+    def uninstall(self) -> None:
+        for name, layer in self.layers.items():
+            _replace(self.model, name, layer.base)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        for layer in self.layers.values():
+            layer.bypass = True
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.bypass = False
+
+    @contextmanager
+    def per_row(self, experts: Sequence[Expert | None]) -> Iterator[None]:
+        """Within it, row b of every batch runs under experts[b]; None is the base, exactly."""
+        for name, layer in self.layers.items():
+            ones = torch.ones_like(layer.s)
+            layer.rows = torch.stack([ones if e is None else e.z[name].to(ones.device) for e in experts])
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.rows = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.raw.values())
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: raw.detach().clone() for name, raw in self.raw.items()}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, raw in self.raw.items():
+            raw.copy_(state[name])
+
+    @torch.no_grad()
+    def load_expert(self, expert: Expert) -> None:
+        """Take an expert's z; the parametrisation must be direct, since a mask has no inverse in general."""
+        for name, raw in self.raw.items():
+            raw.copy_(expert.z[name])
+
+    def expert(self) -> Expert:
+        """The current z as an expert without history."""
+        return Expert({name: self.scale(name).detach().clone().cpu() for name in self.raw})
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        if self.log_bound is None or self.parametrisation != "direct":
+            return
+        low, high = (torch.tensor([-self.log_bound, self.log_bound]).exp()).tolist()
+        for raw in self.raw.values():
+            raw.clamp_(low, high)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

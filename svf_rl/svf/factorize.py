@@ -1,0 +1,119 @@
+"""The frozen factors of a base: W = U diag(s) Vt for every targeted matrix, computed once and kept on disk.
+
+Source: Transformer-Squared, section 3.1 (arXiv 2501.06252).
+Differs from the source (SakanaAI/self-adaptive-llms):
+1. One rule says which matrices are adapted, `targets`, and it is stored in every expert; the released code repeats the
+   substring "mlp" in five places and decomposes embeddings that it never uses.
+2. Factors are float32 whatever the base is. In bfloat16 the released code changes the base by 0.35 % before training starts.
+3. Truncation to `rank` keeps what it leaves out in the base: the adapted weight is W + U diag(s (z - 1)) Vt.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from svf_rl.base.load import Base
+from svf_rl.errors import BaseError
+from svf_rl.files import write_tensors
+from svf_rl.types import Factors
+
+TARGETS = {
+    "attention": r"\.(self_attn|attn|attention|self_attention)\.",
+    "mlp": r"\.(mlp|feed_forward|ffn)\.",
+    "attention+mlp": r"\.(self_attn|attn|attention|self_attention|mlp|feed_forward|ffn)\.",
+}
+Progress = Callable[[str], None]
+
+
+def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:
+    """The linear layers whose path matches `targets`: a key of TARGETS, or a regular expression searched in ".path.".
+
+    Raises BaseError if nothing matches, or if a match is quantised, on the meta device, or no linear layer at all.
+    """
+    rule = re.compile(TARGETS.get(targets, targets))
+    found = {n: m for n, m in model.named_modules() if rule.search(f".{n}.") and not list(m.children()) and _is_matrix(m)}
+    if not found:
+        kinds = ", ".join(TARGETS)
+        raise BaseError(f"no linear layer of this base matches targets={targets!r}; give one of {kinds}, or a regular expression")
+    for name, module in found.items():
+        _refuse_unsuited(name, module)
+    return found
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    """A linear layer, or something that stands in for one (a quantised layer)."""
+    return isinstance(module, nn.Linear | Conv1D) or "linear" in type(module).__name__.lower()
+
+
+def _refuse_unsuited(name: str, module: nn.Module) -> None:
+    weight = getattr(module, "weight", None)
+    kind = type(module).__name__
+    if not isinstance(module, nn.Linear | Conv1D) or not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise BaseError(f"{name} ({kind}) is quantised and cannot be factorised; load the base in float32 or bfloat16 instead")
+    if weight.is_meta:
+        raise BaseError(f"{name} ({kind}) is on the meta device and has no values; load the base with device=cpu or cuda")
+
+
+def matrix(module: nn.Module) -> Float[Tensor, "out in"]:
+    """The weight of a linear layer as [out, in]; Conv1D of GPT-2 stores it transposed."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def factorize(base: Base, targets: str, rank: int | None = None, cache: Path | None = None, progress: Progress = print) -> dict[str, Factors]:
+    """Factors of every targeted matrix, from the cache when it has them. rank=None keeps every singular value.
+
+    Raises BaseError as `find_targets` does, and for a rank below 1.
+    """
+    if rank is not None and rank < 1:
+        raise BaseError(f"adapter.rank must be a positive number or null for all, not {rank}")
+    modules = find_targets(base.model, targets)
+    path = (cache or cache_folder()) / f"{_key(base.fingerprint, list(modules), rank)}.safetensors"
+    factors = _read(path, modules)
+    if factors is None:
+        factors = {name: _svd(name, matrix(module), rank, progress) for name, module in modules.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, {f"{name}.{part}": tensor for name, f in factors.items() for part, tensor in f._asdict().items()})
+    return {name: Factors(*(t.to(base.device) for t in f)) for name, f in factors.items()}
+
+
+def cache_folder() -> Path:
+    """Where factors are kept: $SVF_RL_CACHE, or svf-rl/factors in the user's cache folder."""
+    root = os.environ.get("SVF_RL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svf-rl"
+    return Path(root) / "factors"
+
+
+def truncation_error(weight: Float[Tensor, "out in"], factors: Factors) -> float:
+    """||W - U diag(s) Vt|| / ||W||, Frobenius: what `rank` leaves untrained."""
+    rebuilt = (factors.U * factors.s) @ factors.Vt
+    return float(torch.linalg.norm(weight.float() - rebuilt) / torch.linalg.norm(weight.float()))
+
+
+def _svd(name: str, weight: Tensor, rank: int | None, progress: Progress) -> Factors:
+    u, s, vt = torch.linalg.svd(weight.detach().float(), full_matrices=False)
+    factors = Factors(*(t.contiguous().cpu() for t in (u[:, :rank], s[:rank], vt[:rank])))
+    kept = "" if rank is None else f", error {truncation_error(weight.cpu(), factors):.2%}"
+    progress(f"{name}: {weight.shape[0]} x {weight.shape[1]}, rank {len(factors.s)}{kept}")
+    return factors
+
+
+def _key(fingerprint: str, names: list[str], rank: int | None) -> str:
+    rule = hashlib.blake2b(f"{sorted(names)} {rank}".encode(), digest_size=8).hexdigest()
+    return f"{fingerprint}-{rule}"
+
+
+def _read(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, Factors] | None:
+    """The cached factors, or None if there are none or the file is damaged (it is then made anew)."""
+    try:
+        stored = load_file(path)
+        return {name: Factors(*(stored[f"{name}.{part}"] for part in Factors._fields)) for name in modules}
+    except Exception:  # safetensors raises its own type, OSError or KeyError: whatever it is, the cache is of no use
+        return None

@@ -1,0 +1,109 @@
+"""A linear layer whose singular values are scaled: y = W'(z) x with W'(z) = U diag(s z) Vt, in three exact forms.
+
+merged     x W'ᵀ with W' = W + U diag(s (z - 1)) Vt built once for each value of z: no cost at run time, one z for all rows.
+factored   U ((s z_b) * (Vt x_b)): a different z in every row of the batch.
+residual   W x_b + U ((s (z_b - 1)) * (Vt x_b)): the same, and exactly W x_b where z_b = 1. Needed when the factors are
+           truncated, or when a row of the batch is the base itself.
+
+At z = 1 the merged and residual forms add an exact zero, so they equal the base bit for bit. The gradient of the merged form is
+
+    dL/dz_i = s_i u_iᵀ G v_i,   G = dL/dW' = sum over tokens of dy_t x_tᵀ
+
+computed matrix by matrix, either by forming G once or token by token, whichever takes fewer operations. No gradient the size of the
+model is ever held.
+
+Source: Transformer-Squared, section 3.1.
+Differs from the source (SakanaAI/self-adaptive-llms): it rebuilds W' through diag_embed and keeps a dense gradient of every weight.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from svf_rl.svf.factorize import matrix
+from svf_rl.types import Factors
+
+
+class SVFLinear(nn.Module):
+    """Stands in for a linear layer of the base, which it holds and never changes.
+
+    scale: returns the current z [r]; its `version` changes whenever z does.  rows: z [batch, r] of a mixed batch, or None.
+    """
+
+    def __init__(self, base: nn.Module, factors: Factors, scale: Callable[[], Tensor], version: Callable[[], int]) -> None:
+        super().__init__()
+        self.base, self._scale, self._version = base, scale, version
+        self.register_buffer("U", factors.U, persistent=False)
+        self.register_buffer("s", factors.s, persistent=False)
+        self.register_buffer("Vt", factors.Vt, persistent=False)
+        self.truncated = len(factors.s) < min(matrix(base).shape)
+        self.rows: Tensor | None = None
+        self.bypass = False
+        self._merged: Tensor | None = None
+        self._merged_version = -1
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        if self.bypass:
+            return self.base(x)
+        if self.rows is not None:
+            return self._mixed(x, self.rows)
+        z = self._scale()
+        if torch.is_grad_enabled() and z.requires_grad:
+            return _MergedProduct.apply(x, z, self)
+        return self.product(x, self.merged(z))
+
+    def merged(self, z: Float[Tensor, " r"]) -> Tensor:
+        """W'(z) in the layout and type of the base's weight; rebuilt from the frozen factors when z has changed."""
+        if self._merged is None or self._merged_version != self._version():
+            delta = (self.U * (self.s * (z.detach() - 1))) @ self.Vt
+            weight = (matrix(self.base).float() + delta).to(self.base.weight.dtype)
+            self._merged = weight.T.contiguous() if isinstance(self.base, Conv1D) else weight
+            self._merged_version = self._version()
+        return self._merged
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The base's own operation with another weight: the same kernel, so the same bits for the same weight."""
+        if isinstance(self.base, Conv1D):
+            flat = torch.addmm(self.base.bias, x.reshape(-1, x.shape[-1]), weight)
+            return flat.view(*x.shape[:-1], -1)
+        return F.linear(x, weight, self.base.bias)
+
+    def _mixed(self, x: Tensor, z: Float[Tensor, "batch r"]) -> Tensor:
+        z = z.view(len(z), *[1] * (x.ndim - 2), -1)  # one z per row, the same for every token
+        inner = (x.float() @ self.Vt.T) * self.s
+        if self.truncated or bool((z == 1).all(-1).any()):
+            return self.base(x) + ((inner * (z - 1)) @ self.U.T).to(x.dtype)
+        y = (inner * z) @ self.U.T
+        return (y if self.base.bias is None else y + self.base.bias).to(x.dtype)
+
+
+class _MergedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor, layer: SVFLinear) -> Tensor:
+        weight = layer.merged(z)
+        ctx.save_for_backward(x, weight, layer.U, layer.s, layer.Vt)
+        ctx.transposed = isinstance(layer.base, Conv1D)
+        return layer.product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, weight, u, s, vt = ctx.saved_tensors
+        dy = grads[0].reshape(-1, u.shape[0])
+        dx = (dy @ (weight.T if ctx.transposed else weight)).view_as(x) if ctx.needs_input_grad[0] else None
+        return dx, s * _project(dy.float(), x.reshape(-1, x.shape[-1]).float(), u, vt), None
+
+
+def _project(
+    dy: Float[Tensor, "tokens out"], x: Float[Tensor, "tokens in"], u: Float[Tensor, "out r"], vt: Float[Tensor, "r in"]
+) -> Float[Tensor, " r"]:
+    """u_iᵀ (sum_t dy_t x_tᵀ) v_i for every i, the cheaper of two ways."""
+    (tokens, out), (rank, inner) = dy.shape, vt.shape
+    dense, per_token = out * inner * (tokens + rank), tokens * rank * (out + inner)
+    if dense <= per_token:
+        return ((u.T @ (dy.T @ x)) * vt).sum(1)
+    return ((dy @ u) * (x @ vt.T)).sum(0)

@@ -116,6 +116,18 @@ def make_plan(features: frozenset[str], readable: tuple[str, ...], hidden: tuple
     return Plan(rules, code, os.open("/dev/null", os.O_RDWR), user)
 
 
+def drop_bounding_set() -> None:
+    """Take from the server, for its guests to inherit, every capability that an exec could ever give back.
+
+    The server never executes anything, so it keeps what it needs to make guests.
+    """
+    for capability in range(64):
+        try:
+            kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
+        except OSError:  # no such capability, or no right to drop it: then an exec could not give it back either
+            break
+
+
 def seal(plan: Plan, bounds: Bounds, channel: int) -> None:
     """Apply the whole plan to the calling process, a freshly forked child with one thread. There is no way back.
 
@@ -160,11 +172,6 @@ def _limit(bounds: Bounds, own_count: bool) -> None:
 
 
 def _become(user: int | None) -> None:
-    for capability in range(64):
-        try:
-            kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
-        except OSError:  # no such capability, or no right to drop it: then there is none to drop either
-            break
     if user is not None and os.geteuid() != user:
         os.setgroups([])
         os.setresgid(user, user, user)

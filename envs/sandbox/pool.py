@@ -22,11 +22,12 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from . import asserts, judge, selftest
+from .channel import WorkerLost
 from .crew import Crew
 from .probe import Probe, probe
 from .records import Job, Limits, Report, SandboxFault, SandboxUnavailable, Test, Verdict
 from .tiers import PRELOAD, SEALED_PRELOAD, Strength
-from .worker import Profile, Worker, WorkerLost
+from .worker import Profile, Worker
 
 CONSENT = "SVF_RL_ALLOW_NO_ISOLATION"
 CALL_LIMITS = Limits(cpu_seconds=5.0, memory_mb=1024)

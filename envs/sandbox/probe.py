@@ -6,13 +6,13 @@ named together with what would bring it.
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from .tiers import FEATURES, Strength, strength, tier_name
+from .worker import command
 
 _REMEDIES = {
     "namespaces": (
@@ -23,10 +23,6 @@ _REMEDIES = {
     "landlock": "Linux 5.13 or later with landlock in the boot parameter lsm=, and a container profile that allows it",
     "seccomp": "Linux on x86_64 or aarch64 with CONFIG_SECCOMP_FILTER",
 }
-_BOOT = (
-    "import sys, types; p = types.ModuleType('_sandbox'); p.__path__ = [sys.argv.pop()]; "
-    "sys.modules['_sandbox'] = p; from _sandbox import attempt; attempt.main()"
-)
 _PATIENCE = 60.0
 
 
@@ -79,8 +75,7 @@ def probe(without: Collection[str] = ()) -> Probe:
 def _attempts() -> dict[str, str]:
     if sys.platform != "linux":
         return dict.fromkeys(FEATURES, f"needs Linux, this is {sys.platform}")
-    command = [sys.executable, "-P", "-s", "-S", "-B", "-c", _BOOT, os.path.dirname(__file__)]
-    done = subprocess.run(command, env={}, cwd="/", capture_output=True, timeout=_PATIENCE, check=False)
+    done = subprocess.run(command("attempt"), env={}, cwd="/", capture_output=True, timeout=_PATIENCE, check=False)
     try:
         found: dict[str, str] = json.loads(done.stdout)
     except ValueError:

@@ -18,7 +18,7 @@ from . import kernel
 
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _EQUAL, _GREATER, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
 _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x40000000
 
@@ -52,8 +52,8 @@ def program(sealed: bool) -> bytes:
         (_AT_LEAST, 0, 1, _X32),
         _return(_KILL),
     ]
-    for number in allowed.values():
-        code += _when(number, [_return(_ALLOW)])
+    for first, last in _runs(allowed.values()):
+        code += [(_AT_LEAST, 0, 2, first), (_GREATER, 1, 0, last), _return(_ALLOW)]
     for name, body in _checks(_ANY_GUEST).items():
         if name in kernel.CHECKED:
             code += _when(kernel.CHECKED[name], body)
@@ -76,6 +76,15 @@ def install(template: bytes) -> None:
     code = ctypes.create_string_buffer(own, len(own))
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(own) // 8, kernel.address(code)))
     kernel.prctl(kernel.PR_SET_SECCOMP, 2, kernel.address(header))
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Consecutive numbers as (first, last), to keep the filter short: every guest pays for its length."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        extends = runs and runs[-1][1] == number - 1
+        runs[-1:] = [(runs[-1][0], number)] if extends else [*runs[-1:], (number, number)]
+    return runs
 
 
 def _checks(pid: int) -> dict[str, list[Instruction]]:

@@ -102,6 +102,7 @@ class Server:
         user = isolation.guest_user(features, readable)
         if "namespaces" in features:
             namespaces.build_root(readable, hidden)
+        isolation.drop_bounding_set()
         self._plan = isolation.make_plan(features, readable, hidden, user)
         self._contain_orphans = not features & {"seccomp", "namespaces"}
         if self._contain_orphans:

@@ -1,13 +1,13 @@
-"""Plain data across the wall: typed JSON, and a comparison that runs no code of the other side's making.
+"""Plain data across the wall, as typed JSON.
 
 A value is encoded as JSON in which None, booleans, small integers, finite floats and strings stand for themselves, and
 everything else is an array that starts with a tag: ["l", ...] list, ["t", ...] tuple, ["s", ...] set,
 ["d", key, value, ...] dict, ["b", hex] bytes, ["i", hex] large integer, ["f", "nan"] a float that JSON cannot say. JSON
-objects never occur. The decoded JSON is called a wire; `parse` has checked it for shape, depth and size, so that nothing
-after it can be surprised.
+objects never occur. The decoded JSON is called a wire; `parse` has checked it for shape, depth and size, so that
+nothing after it can be surprised.
 
-Design rule: the judge compares wires. It never builds a set or dict out of hostile keys (whose hashes could be chosen
-to collide) and never calls a method on a hostile object, because there are none: only what the tags above can say.
+Design rule: what comes in is data of ten known types and nothing else; no method of a hostile object is ever called,
+because there are no objects.
 
 Differs from the source (typed JSON as used by many judges; no code was taken):
 1. Subclasses of the built-in types are flattened through the base type's own slots, so an overridden `__eq__`,
@@ -19,7 +19,7 @@ Differs from the source (typed JSON as used by many judges; no code was taken):
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Wire = None | bool | int | float | str | list[Any]
@@ -236,64 +236,3 @@ def _decode_hashed(tag: str, members: list[Any]) -> object:
         keys = (frozenset(key) if isinstance(key, set) else key for key in members[::2])
         return dict(zip(keys, members[1::2], strict=True))
     return {frozenset(member) if isinstance(member, set) else member for member in members}
-
-
-def same(actual: Wire, expected: Wire, tolerance: float | None = None) -> bool:
-    """Compare two wires by type and value.
-
-    NaN equals NaN only: a test that expects NaN says so by expecting it. In sets and dict keys floats compare exactly.
-
-    Args:
-        actual: a checked wire.
-        expected: the wire of the right value.
-        tolerance: as in `Test.tolerance`.
-    """
-    if _is_number(actual) and _is_number(expected):
-        return _same_number(decode(actual), decode(expected), tolerance)
-    if not isinstance(actual, list) or not isinstance(expected, list):
-        return type(actual) is type(expected) and actual == expected
-    if actual[0] != expected[0] or len(actual) != len(expected):
-        return False
-    if actual[0] in ("l", "t"):
-        return all(same(a, e, tolerance) for a, e in zip(actual[1:], expected[1:], strict=True))
-    if actual[0] == "d":
-        return _same_dict(actual, expected, tolerance)
-    return _key(actual, tolerance) == _key(expected, tolerance)
-
-
-def _is_number(wire: Wire) -> bool:
-    if isinstance(wire, list):
-        return wire[0] in ("i", "f")
-    return isinstance(wire, int | float) and not isinstance(wire, bool)
-
-
-def _same_number(actual: float, expected: float, tolerance: float | None) -> bool:
-    if tolerance is None and type(actual) is not type(expected):
-        return False
-    if actual == expected or (actual != actual and expected != expected):
-        return True
-    try:
-        return tolerance is not None and math.isfinite(actual) and abs(actual - expected) <= tolerance
-    except OverflowError:  # an integer too large for a float is not near one
-        return False
-
-
-def _pairs(wire: list[Any]) -> Iterator[tuple[Wire, Wire]]:
-    return zip(wire[1::2], wire[2::2], strict=True)
-
-
-def _same_dict(actual: list[Any], expected: list[Any], tolerance: float | None) -> bool:
-    theirs = {_key(key, tolerance): value for key, value in _pairs(actual)}
-    ours = {_key(key, tolerance): value for key, value in _pairs(expected)}
-    return theirs.keys() == ours.keys() and all(same(theirs[key], ours[key], tolerance) for key in ours)
-
-
-def _key(wire: Any, tolerance: float | None) -> str:
-    """A text that two wires share exactly when they are the same set member or dict key."""
-    if isinstance(wire, list) and wire[0] == "s":
-        return f"s{{{','.join(sorted({_key(item, tolerance) for item in wire[1:]}))}}}"
-    if isinstance(wire, list) and wire[0] in ("l", "t", "d"):
-        return f"{wire[0]}({','.join(_key(item, tolerance) for item in wire[1:])})"
-    if isinstance(wire, float) and (wire == 0 or (tolerance is not None and wire.is_integer())):
-        return _key(encode(int(wire), 1_000), tolerance) if tolerance is not None else "0.0"
-    return json.dumps(wire)  # text, not equality: True and 1 differ

@@ -1,7 +1,7 @@
 """The trainer's handle on one guest server: start it, lend it a channel for a run, hear how the run ended, end it.
 
-Design rule: nothing here blocks without a bound. The judge's end of a channel never waits for the guest alone but for
-the guest or news from the server, and the server gives news every second; silence means the machinery is broken.
+Design rule: the server is started by exec with an empty environment, never by forking the trainer, so that neither the
+trainer's memory nor its secrets exist anywhere near a guest.
 """
 
 import json
@@ -10,38 +10,28 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .frames import HEADER, pack
+from .channel import RUN_PATIENCE, Channel, Ending, WorkerLost, poll
 from .records import Limits
 from .tiers import PRELOAD
 
 START_PATIENCE = 60.0
-RUN_PATIENCE = 30.0  # without a sign of life; the server gives one a second
-_GOODBYE = 0.25
-_CHUNK = 1 << 16
 _MESSAGE = 4096
 
 # The server imports its siblings from this folder under a package name of its own, so that neither `envs` nor what its
 # __init__ imports is loaded there.
 _BOOT = (
-    "import sys, types; p = types.ModuleType('_sandbox'); p.__path__ = [sys.argv.pop()]; "
-    "sys.modules['_sandbox'] = p; from _sandbox.server import main; main()"
+    "import sys, types, importlib; p = types.ModuleType('_sandbox'); p.__path__ = [sys.argv.pop()]; "
+    "sys.modules['_sandbox'] = p; importlib.import_module('_sandbox.' + sys.argv.pop()).main()"
 )
 
 
-class WorkerLost(Exception):
-    """The server died, fell silent, or could not do its part; says nothing about the program."""
-
-
-class FrameTooLong(Exception):
-    """The guest announced a frame beyond the limit."""
-
-
-class EarlyBytes(Exception):
-    """The guest sent something while it was the judge's turn."""
+def command(module: str, *arguments: str) -> list[str]:
+    """The command line that runs `main` of a module of this folder in a fresh, bare interpreter."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    return [sys.executable, "-P", "-s", "-S", "-B", "-c", _BOOT, *arguments, module, folder]
 
 
 @dataclass(frozen=True)
@@ -59,17 +49,6 @@ class Profile:
     preload: tuple[str, ...] = PRELOAD
     path: tuple[str, ...] = ()
     readable: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How the server says a guest ended; see `server.Usage`."""
-
-    reason: str
-    status: int
-    cpu: float
-    wall: float
-    peak_bytes: int
 
 
 class Worker:
@@ -95,7 +74,7 @@ class Worker:
             environment = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             environment |= {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C.UTF-8"}
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-s", "-S", "-B", "-c", _BOOT, json.dumps(settings), os.path.dirname(__file__)],
+                command("server", json.dumps(settings)),
                 env=environment,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -153,7 +132,10 @@ class Worker:
             WorkerLost: silence, end of file, or a report of failure.
         """
         message = self._hear(patience)
-        return None if "alive" in message else Ending(**message)
+        if "alive" in message:
+            return None
+        self.busy = False
+        return Ending(**message)
 
     def fileno(self) -> int:
         """For polling."""
@@ -175,7 +157,7 @@ class Worker:
             self.kill()
 
     def _hear(self, patience: float) -> dict[str, Any]:
-        if not _poll({self.fileno(): select.POLLIN}, patience):
+        if not poll({self.fileno(): select.POLLIN}, patience):
             raise WorkerLost(f"no sign of life for {patience:g} s")
         try:
             text = self._control.recv(_MESSAGE)
@@ -185,128 +167,3 @@ class Worker:
         if "failed" in message:
             raise WorkerLost(message["failed"])
         return message
-
-
-class Channel:
-    """The judge's end of one run. Strictly in turns: send a frame, receive a frame.
-
-    Use as a context manager; leaving it closes the socket but does not wait for the guest (see `finish`).
-    """
-
-    def __init__(self, sock: socket.socket, worker: Worker) -> None:
-        self._sock = sock
-        self._sock.setblocking(False)
-        self._worker = worker
-        self._buffer = bytearray()
-        self._ending: Ending | None = None
-
-    def __enter__(self) -> "Channel":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._sock.close()
-
-    def send(self, message: list[Any]) -> bool:
-        """Send one frame; False when the guest has gone.
-
-        Raises:
-            EarlyBytes: the guest spoke out of turn.
-            WorkerLost: the machinery failed.
-        """
-        rest = memoryview(pack(message))
-        if self._buffer or (_poll({self._sock.fileno(): select.POLLIN}, 0) and self._more()):
-            raise EarlyBytes
-        while rest:
-            try:
-                rest = rest[self._sock.send(rest) :]
-            except BlockingIOError:
-                if self._wait(select.POLLIN | select.POLLOUT) & select.POLLIN and self._more():
-                    raise EarlyBytes from None
-            except OSError:
-                return False
-        return True
-
-    def receive(self, limit: int) -> bytes | None:
-        """The next frame's payload, or None when the guest has gone without one.
-
-        Args:
-            limit: bytes of payload to accept.
-        Raises:
-            FrameTooLong: the guest announced more; its bytes are not read.
-            WorkerLost: the machinery failed.
-        """
-        payload = None
-        if self._fill(HEADER.size):
-            (size,) = HEADER.unpack_from(self._buffer)
-            if size > limit:
-                raise FrameTooLong
-            if self._fill(HEADER.size + size):
-                payload = bytes(self._buffer[HEADER.size : HEADER.size + size])
-                del self._buffer[: HEADER.size + size]
-        return payload
-
-    def hang_up(self) -> bool:
-        """Finish the conversation from our side; True when the guest then left without another byte.
-
-        Raises:
-            WorkerLost: the machinery failed.
-        """
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            return not self._buffer
-        return not self._fill(1)
-
-    def finish(self) -> Ending:
-        """Have the guest killed if it still lives, and say how it ended.
-
-        Raises:
-            WorkerLost: the machinery failed.
-        """
-        # A guest that died by itself is reported within this time; killing it first could blur what it died of.
-        if self._ending is None and _poll({self._worker.fileno(): select.POLLIN}, _GOODBYE):
-            self._ending = self._worker.news()
-        if self._ending is None:
-            self._worker.stop()
-        while self._ending is None:
-            self._ending = self._worker.news()
-        self._worker.busy = False
-        return self._ending
-
-    def _fill(self, size: int) -> bool:
-        """Read until the buffer holds `size` bytes; False at end of file."""
-        while len(self._buffer) < size:
-            if self._wait(select.POLLIN) and not self._more():
-                return False
-        return True
-
-    def _more(self) -> bool:
-        """Take what has arrived; False at end of file."""
-        try:
-            chunk = self._sock.recv(_CHUNK)
-        except BlockingIOError:
-            return True
-        except OSError:  # reset: it left with our bytes unread
-            return False
-        self._buffer += chunk
-        return bool(chunk)
-
-    def _wait(self, events: int) -> int:
-        """Wait for the guest; on the way, listen to the server. Returns the guest's events, 0 for none yet."""
-        wanted = {self._sock.fileno(): events}
-        if self._ending is None:
-            wanted[self._worker.fileno()] = select.POLLIN
-        happened = _poll(wanted, RUN_PATIENCE)
-        if not happened:
-            raise WorkerLost(f"no sign of life for {RUN_PATIENCE:g} s")
-        if self._sock.fileno() in happened:
-            return happened[self._sock.fileno()]
-        self._ending = self._worker.news()
-        return 0
-
-
-def _poll(wanted: Mapping[int, int], patience: float) -> dict[int, int]:
-    poller = select.poll()
-    for descriptor, mask in wanted.items():
-        poller.register(descriptor, mask)
-    return dict(poller.poll(patience * 1000))

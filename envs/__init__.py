@@ -7,6 +7,7 @@ caller writes. The package knows gymnasium and nothing of models: it never impor
 import gymnasium
 
 FAMILIES = {
+    "svf/Sums-v0": "envs.math:sums",
     "svf/Math-v0": "envs.math:word_problems",
     "svf/HardMath-v0": "envs.math:long_word_problems",
     "svf/Code-v0": "envs.code:chains",

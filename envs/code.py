@@ -39,7 +39,7 @@ _TESTS = {
     "not equal to": ("!=", operator.ne),
     "at least": (">=", operator.ge),
 }
-_OUTER = {"sum": ("sum", sum), "number": ("len", len)}
+_OUTER: dict[str, tuple[str, Callable[[list[int]], int]]] = {"sum": ("sum", sum), "number": ("len", len)}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _draw_list(rng: random.Random) -> Item:
     test, (symbol, holds) = rng.choice(list(_TESTS.items()))
     outer, (name, apply) = rng.choice(list(_OUTER.items()))
     step = rng.choice([None, Step("*", str(k)), Step("+", str(k))])
-    kept = f"[{'i'} for i in items if i {symbol} {n}]"
+    kept = f"[i for i in items if i {symbol} {n}]"
     one_line = step.write(f"{name}({kept})") if step else f"{name}({kept})"
     draft = [f"r = {kept}", *([f"r = {step.write(f'{name}(r)')}", "return r"] if step else [f"return {name}(r)"])]
 

@@ -1,7 +1,8 @@
 """Word problems with whole numbers, made by program.
 
-Description:       a short story of additions and subtractions (1 to 3 steps), or a longer one that also multiplies (4 steps).
-Observation space: the question, ending in "Answer:".
+Description:       a short story of additions and subtractions (`svf/Math-v0`, 1 to 3 steps), a longer one that also multiplies
+                   (`svf/HardMath-v0`, 4 steps), or one bare sum (`svf/Sums-v0`).
+Observation space: the question, ending in "Answer:"; or "54 + 13 =".
 Action space:      the answer as text; "The answer is 29." and "29" both do.
 Rewards:           1.0 if the final number equals the gold answer, else 0.0.
 Starting state:    row `index` of the split.
@@ -28,18 +29,24 @@ PEOPLE = [
 ]
 THINGS = "pens apples coins books stones shells cards stamps marbles eggs tickets nuts cups balls keys plums".split()
 _GAIN = ["buys {n} {things}", "finds {n} {things}", "gets {n} {things}", "picks up {n} more", "is given {n} {things}"]
-_LOSS = ["loses {n} {things}", "gives away {n} {things}", "sells {n} {things}", "drops {n} of them", "uses {n} {things}"]
+_LOSS = [
+    "loses {n} {things}",
+    "gives away {n} {things}",
+    "sells {n} {things}",
+    "drops {n} of them",
+    "uses {n} {things}",
+]
 _BAGS = ["buys {n} bags of {m} {things}", "finds {n} boxes of {m} {things}", "gets {n} packs of {m} {things}"]
 _WORKED, _AT_ONCE, _ROUGHLY = 0.36, 0.54, 0.10
 
 
 def _add(total: int, rng: random.Random) -> tuple[str, str, int]:
-    n = rng.randint(3, 60)
+    n = rng.randint(3, 40)
     return rng.choice(_GAIN).format(n=n, things="{things}"), f"{total} + {n} = {total + n}.", total + n
 
 
 def _subtract(total: int, rng: random.Random) -> tuple[str, str, int]:
-    n = rng.randint(2, min(60, total - 1))
+    n = rng.randint(2, min(40, total - 1))
     return rng.choice(_LOSS).format(n=n, things="{things}"), f"{total} - {n} = {total - n}.", total - n
 
 
@@ -78,7 +85,7 @@ def _events(rng: random.Random, total: int, kinds: list) -> list[tuple[str, str,
 
 
 def _draw_short(rng: random.Random) -> Item:
-    start, steps = rng.randint(10, 99), rng.choices([1, 2, 3], [30, 45, 25])[0]
+    start, steps = rng.randint(10, 60), rng.choices([1, 2, 3], [30, 45, 25])[0]
     return _story(rng, _events(rng, start, rng.choices([_add, _subtract], k=steps)), start)
 
 
@@ -87,6 +94,17 @@ def _draw_long(rng: random.Random) -> Item:
     kinds = [_bags, rng.choice([_double, _bags]), *rng.choices([_add, _subtract], k=2)]
     rng.shuffle(kinds)
     return _story(rng, _events(rng, start, kinds), start)
+
+
+def _draw_sum(rng: random.Random) -> Item:
+    kind = rng.choice([_add, _subtract, _bags, _double])
+    if kind is _bags:
+        n, m = rng.randint(2, 9), rng.randint(2, 9)
+        working, answer = f"{n} * {m} = {n * m}.", n * m
+    else:
+        _, working, answer = kind(rng.randint(10, 120), rng)
+    asked = working.split("=")[0] + "="
+    return Item(asked, f" {answer}.", working, facts={"answer": answer, "working": working})
 
 
 def _score(item: Item, completion: str) -> Score:
@@ -103,5 +121,10 @@ def _write(item: Item, rng: random.Random) -> str:
     return rng.choices(ways, [_WORKED, _AT_ONCE, _ROUGHLY])[0]
 
 
+def _write_sum(item: Item, rng: random.Random) -> str:
+    return item.gold
+
+
+sums = Generated("Sums-v0", _draw_sum, _score, _write_sum)
 word_problems = Generated("Math-v0", _draw_short, _score, _write)
 long_word_problems = Generated("HardMath-v0", _draw_long, _score, _write)

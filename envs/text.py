@@ -13,12 +13,13 @@ Differs from the source (Farama-Foundation/Gymnasium gymnasium/spaces/text.py, g
 2. `reset` takes `options={"split": ..., "index": ...}`: row `index` of a split, the same text in every process.
 """
 
+import bisect
 import hashlib
 import importlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import gymnasium
 
@@ -86,6 +87,7 @@ class Generated:
         self._rows: dict[str, list[Item]] = {}
         self._seen: dict[str, set[str]] = {}
         self._random: dict[str, random.Random] = {}
+        self._exhausted: set[str] = set()
 
     def draw(self, split: str, rng: random.Random) -> Item:
         """A random question of a split; repeats are possible."""
@@ -104,13 +106,16 @@ class Generated:
 
     def _next(self, split: str) -> Item:
         seen = self._seen.setdefault(split, set())
+        if split in self._exhausted:
+            raise IndexError(f"{self.name} has only {len(seen)} distinct questions in {split}")
         rng = self._random.setdefault(split, random.Random(f"{self.name} {split}"))
         for _ in range(10_000):
             item = self.draw(split, rng)
             if item.key not in seen:
                 seen.add(item.key)
                 return item
-        raise IndexError(f"{self.name} has only {len(seen)} distinct questions in {split}")
+        self._exhausted.add(split)
+        return self._next(split)
 
 
 class Unicode(gymnasium.Space[str]):
@@ -138,7 +143,7 @@ class TextEnv(gymnasium.Env[str, str]):
     step(text) returns ("", reward, True, False, {"verdict": ..., "answer": ..., "gold": ...}).
     """
 
-    metadata = {"render_modes": []}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(self, task: Task | str, split: str = "train") -> None:
         self.task: Any = load_task(task) if isinstance(task, str) else task
@@ -154,6 +159,20 @@ class TextEnv(gymnasium.Env[str, str]):
             index = int(self.np_random.integers(1000))
         self.item = self.task.row(options.get("split", self.split), index)
         return self.item.prompt, {}
+
+    def size(self, split: str, at_most: int) -> int:
+        """How many distinct questions a split has, counting no further than `at_most`."""
+        try:
+            self.task.row(split, at_most - 1)
+        except IndexError:
+            return bisect.bisect_left(range(at_most), True, key=lambda i: not self._has(split, i))
+        return at_most
+
+    def _has(self, split: str, index: int) -> bool:
+        try:
+            return bool(self.task.row(split, index))
+        except IndexError:
+            return False
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         if self.item is None:

@@ -6,8 +6,8 @@ that scores are only ever computed where they are needed, never for [batch, time
 
 Differs from the source (huggingface/transformers AutoModelForCausalLM):
 1. A path that looks like a folder and does not exist is an error; it is never looked up on the hub.
-2. When a model's head does something to its logits that we do not know, `hidden` returns the model's own logits and `logits` passes them
-   on: slower, but right. This is decided by comparing both on a probe at load time.
+2. When a model's head does something to its logits that we do not know, `hidden` returns the model's own logits and `logits` passes
+   them on: slower, but right. This is decided by comparing both on a probe at load time.
 """
 
 import hashlib
@@ -76,6 +76,8 @@ def load_base(config: BaseConfig) -> Base:
     if config.dtype not in _DTYPES:
         raise BaseError(f"base.dtype must be one of {', '.join(_DTYPES)}, not {config.dtype!r}")
     source = resolve(config.path)
+    if config.path == "embedded":
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it loads in a blink
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=_DTYPES[config.dtype], **options)

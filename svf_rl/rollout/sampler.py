@@ -9,8 +9,8 @@ exceeds the next number. A completion therefore does not depend on which rows it
 
 Source: the refill of huggingface/transformers generation/continuous_batching; the shared prefill of karpathy/nanochat
 nanochat/engine.py.
-Differs from the source: keys and values lie in one block [rows, heads, time, width] that every row writes at its own position; there
-are no pages and no scheduler.
+Differs from the source: keys and values lie in one block [rows, heads, time, width] that every row writes at its own position;
+there are no pages and no scheduler.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -136,7 +136,8 @@ class _Batch:
         while self.queue or len(self.index):
             free = (self.index < 0).nonzero().flatten()
             if len(free) and self.queue and len(free) >= min(len(self.queue), max(1, len(self.index) // 8)):
-                self._record(self._admit(free[: len(self.queue)]), free[: len(self.queue)])
+                rows = free[: len(self.queue)]
+                self._record(self._admit(rows), rows)
             elif len(free) and not self.queue:
                 self._shrink()
             else:
@@ -234,7 +235,7 @@ def attention_masks(
     kinds = set(getattr(config, "layer_types", None) or ())
     if window is None:
         return full
-    near = full & (positions[:, None, :, None] - keys < window)
+    near: Tensor = full & (positions[:, None, :, None] - keys < window)
     if not kinds:
         return near
     return {"full_attention": full, "sliding_attention": near} if "sliding_attention" in kinds else full

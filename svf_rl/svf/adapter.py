@@ -13,6 +13,8 @@ Differs from the source: parameters and optimiser state are float32 (bfloat16 th
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,25 @@ from torch import Tensor, nn
 from svf_rl.svf.linear import SVFLinear
 from svf_rl.types import Expert, Factors
 
-PARAMETRISATIONS = ("direct", "paper")
 _START = {"direct": 1.0, "paper": 2.0}
+
+
+class Parametrisation(StrEnum):
+    """What is trained: z itself, or the published mask."""
+
+    direct = "direct"
+    paper = "paper"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Which matrices, how many values of each, what is trained, and how far it may go."""
+
+    name: str = "svf"
+    targets: str = "attention+mlp"
+    rank: int | None = None
+    parametrisation: Parametrisation = Parametrisation.direct
+    log_bound: float | None = 0.7
 
 
 class SVFAdapter:
@@ -30,7 +49,11 @@ class SVFAdapter:
     name = "svf"
 
     def __init__(
-        self, model: nn.Module, factors: Mapping[str, Factors], parametrisation: str = "direct", log_bound: float | None = None
+        self,
+        model: nn.Module,
+        factors: Mapping[str, Factors],
+        parametrisation: str = Parametrisation.direct,
+        log_bound: float | None = None,
     ) -> None:
         self.model, self.parametrisation, self.log_bound = model, parametrisation, log_bound
         start = _START[parametrisation]

@@ -11,7 +11,8 @@ Mixing, on effective z:   z = 1 + sum_k a_k (z_k - 1).   With weights that sum t
 with all weights 0 it is the base, and a one-hot mixture is that expert.
 
 Source: Transformer-Squared, section 3.2 (adaptation by linear interpolation).
-Differs from the source (SakanaAI/self-adaptive-llms): it mixes raw logits, so that one expert with weight 1 does not reproduce itself.
+Differs from the source (SakanaAI/self-adaptive-llms): it mixes raw logits, so that one expert with weight 1 does not
+reproduce itself.
 """
 
 import json
@@ -28,7 +29,18 @@ from svf_rl.files import write_tensors
 from svf_rl.types import Expert
 
 FORMAT = "svf-expert-1"
-REQUIRED = ("format", "base", "fingerprint", "targets", "rank", "parametrisation", "environment", "command", "revision", "metrics")
+REQUIRED = (
+    "format",
+    "base",
+    "fingerprint",
+    "targets",
+    "rank",
+    "parametrisation",
+    "environment",
+    "command",
+    "revision",
+    "metrics",
+)
 Weights = Sequence[float] | Mapping[str, Sequence[float]]
 
 
@@ -76,7 +88,8 @@ def check_fits(expert: Expert, fingerprint: str, spectra: Mapping[str, Tensor]) 
     for name, s in spectra.items():
         if expert.z[name].shape != s.shape:
             raise ExpertError(
-                f"z of {name} has shape {tuple(expert.z[name].shape)}, expected {tuple(s.shape)}; use adapter.rank={expert.about.get('rank')}"
+                f"z of {name} has shape {tuple(expert.z[name].shape)}, expected {tuple(s.shape)}; "
+                f"use adapter.rank={expert.about.get('rank')}"
             )
 
 

@@ -11,7 +11,7 @@ Differs from the source (SakanaAI/self-adaptive-llms):
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from svf_rl.base.load import Base
 from svf_rl.errors import BaseError
 from svf_rl.files import write_tensors
+from svf_rl.progress import Progress
 from svf_rl.types import Factors
 
 TARGETS = {
@@ -30,7 +31,6 @@ TARGETS = {
     "mlp": r"\.(mlp|feed_forward|ffn)\.",
     "attention+mlp": r"\.(self_attn|attn|attention|self_attention|mlp|feed_forward|ffn)\.",
 }
-Progress = Callable[[str], None]
 
 
 def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:
@@ -68,7 +68,9 @@ def matrix(module: nn.Module) -> Float[Tensor, "out in"]:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-def factorize(base: Base, targets: str, rank: int | None = None, cache: Path | None = None, progress: Progress = print) -> dict[str, Factors]:
+def factorize(
+    base: Base, targets: str, rank: int | None = None, progress: Progress | None = None, cache: Path | None = None
+) -> dict[str, Factors]:
     """Factors of every targeted matrix, from the cache when it has them. rank=None keeps every singular value.
 
     Raises BaseError as `find_targets` does, and for a rank below 1.
@@ -79,9 +81,13 @@ def factorize(base: Base, targets: str, rank: int | None = None, cache: Path | N
     path = (cache or cache_folder()) / f"{_key(base.fingerprint, list(modules), rank)}.safetensors"
     factors = _read(path, modules)
     if factors is None:
-        factors = {name: _svd(name, matrix(module), rank, progress) for name, module in modules.items()}
+        bar = progress or Progress(quiet=True)
+        factors = {name: _svd(matrix(modules[name]), rank) for name in bar.over(list(modules), "factorising")}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, {f"{name}.{part}": tensor for name, f in factors.items() for part, tensor in f._asdict().items()})
+    if rank is not None and progress is not None:
+        for name, module in modules.items():
+            progress.say(f"{name}: rank {len(factors[name].s)}, error {truncation_error(matrix(module).cpu(), factors[name]):.2%}")
     return {name: Factors(*(t.to(base.device) for t in f)) for name, f in factors.items()}
 
 
@@ -97,12 +103,9 @@ def truncation_error(weight: Float[Tensor, "out in"], factors: Factors) -> float
     return float(torch.linalg.norm(weight.float() - rebuilt) / torch.linalg.norm(weight.float()))
 
 
-def _svd(name: str, weight: Tensor, rank: int | None, progress: Progress) -> Factors:
+def _svd(weight: Float[Tensor, "out in"], rank: int | None) -> Factors:
     u, s, vt = torch.linalg.svd(weight.detach().float(), full_matrices=False)
-    factors = Factors(*(t.contiguous().cpu() for t in (u[:, :rank], s[:rank], vt[:rank])))
-    kept = "" if rank is None else f", error {truncation_error(weight.cpu(), factors):.2%}"
-    progress(f"{name}: {weight.shape[0]} x {weight.shape[1]}, rank {len(factors.s)}{kept}")
-    return factors
+    return Factors(*(t.contiguous().cpu() for t in (u[:, :rank], s[:rank], vt[:rank])))
 
 
 def _key(fingerprint: str, names: list[str], rank: int | None) -> str:

@@ -17,7 +17,7 @@ Differs from the source (SakanaAI/self-adaptive-llms): it rebuilds W' through di
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -35,9 +35,14 @@ class SVFLinear(nn.Module):
     scale: returns the current z [r]; its `version` changes whenever z does.  rows: z [batch, r] of a mixed batch, or None.
     """
 
+    base: Any  # nn.Linear or Conv1D
+    U: Tensor
+    s: Tensor
+    Vt: Tensor
+
     def __init__(self, base: nn.Module, factors: Factors, scale: Callable[[], Tensor], version: Callable[[], int]) -> None:
         super().__init__()
-        self.base, self._scale, self._version = base, scale, version
+        self.base, self._scale, self._z_version = base, scale, version
         self.register_buffer("U", factors.U, persistent=False)
         self.register_buffer("s", factors.s, persistent=False)
         self.register_buffer("Vt", factors.Vt, persistent=False)
@@ -49,21 +54,21 @@ class SVFLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         if self.bypass:
-            return self.base(x)
+            return cast(Tensor, self.base(x))
         if self.rows is not None:
             return self._mixed(x, self.rows)
         z = self._scale()
         if torch.is_grad_enabled() and z.requires_grad:
-            return _MergedProduct.apply(x, z, self)
+            return cast(Tensor, _MergedProduct.apply(x, z, self))
         return self.product(x, self.merged(z))
 
     def merged(self, z: Float[Tensor, " r"]) -> Tensor:
         """W'(z) in the layout and type of the base's weight; rebuilt from the frozen factors when z has changed."""
-        if self._merged is None or self._merged_version != self._version():
+        if self._merged is None or self._merged_version != self._z_version():
             delta = (self.U * (self.s * (z.detach() - 1))) @ self.Vt
             weight = (matrix(self.base).float() + delta).to(self.base.weight.dtype)
             self._merged = weight.T.contiguous() if isinstance(self.base, Conv1D) else weight
-            self._merged_version = self._version()
+            self._merged_version = self._z_version()
         return self._merged
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -77,7 +82,7 @@ class SVFLinear(nn.Module):
         z = z.view(len(z), *[1] * (x.ndim - 2), -1)  # one z per row, the same for every token
         inner = (x.float() @ self.Vt.T) * self.s
         if self.truncated or bool((z == 1).all(-1).any()):
-            return self.base(x) + ((inner * (z - 1)) @ self.U.T).to(x.dtype)
+            return cast(Tensor, self.base(x)) + ((inner * (z - 1)) @ self.U.T).to(x.dtype)
         y = (inner * z) @ self.U.T
         return (y if self.base.bias is None else y + self.base.bias).to(x.dtype)
 

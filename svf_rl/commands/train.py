@@ -1,0 +1,216 @@
+"""`svf-rl train`: prepare a run, train it, compare base and expert on held-out questions, and write the run folder.
+
+The folder, runs/<env>/<time> unless run_dir says otherwise, is explained in runs/README.md.
+"""
+
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from svf_rl.base.load import Base, fingerprint, load_base
+from svf_rl.config import TrainConfig
+from svf_rl.errors import UserError
+from svf_rl.evaluate.compare import Comparison, answers, compare, show
+from svf_rl.evaluate.stats import mean_interval
+from svf_rl.files import write_json, write_text
+from svf_rl.learn import checkpoint, trainer
+from svf_rl.learn.tracking import Tracker, plot_curve
+from svf_rl.progress import Progress
+from svf_rl.rollout.episodes import make_env
+from svf_rl.rollout.sampler import Sampling
+from svf_rl.svf.adapter import SVFAdapter
+from svf_rl.svf.expert import save_expert
+from svf_rl.svf.factorize import factorize
+from svf_rl.types import Expert
+
+
+def run(configs: list[TrainConfig], command: list[str]) -> None:
+    """Train one expert for each configuration; several end in a table over seeds."""
+    summaries = []
+    for config in configs:
+        several = len(configs) > 1 and config.run_dir
+        config = replace(config, run_dir=f"{config.run_dir}/seed{config.seed}") if several else config
+        summaries.append(train_one(config, command))
+    if len(summaries) > 1:
+        print(seeds_table(summaries))
+
+
+def train_one(config: TrainConfig, command: list[str]) -> dict[str, Any]:
+    """One expert, from configuration to summary."""
+    begun = time.monotonic()
+    folder = run_folder(config)
+    base, env = load_base(config.base), make_env(config.env)
+    open_folder(folder, config)
+    bar = Progress()
+    try:
+        training = prepare(config, base, env, folder, bar)
+        training.adapter.install()
+        trainer.train(training)
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with: svf-rl train {' '.join(command[2:])} run_dir={folder} resume=true")
+        raise
+    return finish(training, config, command, begun)
+
+
+def run_folder(config: TrainConfig) -> Path:
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    return Path(config.run_dir or f"runs/{config.env.name}/{stamp}-seed{config.seed}")
+
+
+def open_folder(folder: Path, config: TrainConfig) -> None:
+    """Make the folder and write config.yaml. UserError if it cannot be written, or holds a run that is not to be resumed."""
+    resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
+    stored = folder / "config.yaml"
+    if config.resume:
+        if not stored.exists():
+            raise UserError(f"nothing to resume in {str(folder)!r}: it has no config.yaml; give the run_dir of an earlier run")
+        _refuse_other_settings(stored, config)
+        return
+    if stored.exists():
+        raise UserError(f"{str(folder)!r} already holds a run; add resume=true to go on with it, or choose another run_dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(stored, resolved)
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {str(folder)!r} ({error.strerror}); choose another run_dir") from error
+
+
+def _refuse_other_settings(stored: Path, config: TrainConfig) -> None:
+    """A resumed run keeps its settings: another trajectory would be neither the old run nor a new one."""
+    before: Any = OmegaConf.to_container(OmegaConf.load(stored))
+    now: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config))))
+    changed = [key for key in now if key not in ("resume", "run_dir") and now[key] != before.get(key)]
+    if changed:
+        raise UserError(
+            f"the run to resume has other settings for {', '.join(changed)}; give the same ones ({stored}) or another run_dir"
+        )
+
+
+def prepare(config: TrainConfig, base: Base, env: Any, folder: Path, bar: Progress) -> trainer.Run:
+    """Factors, adapter, optimiser and tracker; with resume, at the state of the last checkpoint."""
+    torch.manual_seed(config.seed)
+    a, algo = config.adapter, config.algo
+    factors = factorize(base, a.targets, a.rank, bar)
+    adapter = SVFAdapter(base.model, factors, a.parametrisation, a.log_bound)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=algo.learning_rate, weight_decay=algo.weight_decay)
+    rows = env.unwrapped.size("train", algo.train_rows) if hasattr(env.unwrapped, "size") else algo.train_rows
+    progress, best = checkpoint.Progress(), adapter.state()
+    if (folder / "checkpoint.safetensors").exists():
+        progress, best = checkpoint.load_checkpoint(folder / "checkpoint.safetensors", adapter.raw, optimizer)
+    tracker = Tracker(folder, bar, lambda: {name: adapter.scale(name).detach() for name in adapter.raw})
+    tracker.start(progress.step)
+    return trainer.Run(
+        base, adapter, env, config.env.max_tokens, replace(algo, train_rows=rows), config.seed, config.valid_size, folder, tracker,
+        optimizer, adapter.raw, best, progress,
+    )  # fmt: skip
+
+
+def finish(run: trainer.Run, config: TrainConfig, command: list[str], begun: float) -> dict[str, Any]:
+    """Test the best expert against the base, show it, and write expert, curve and summary."""
+    run.tracker.close()
+    run.adapter.load_state(run.best)
+    comparison = test(run, config)
+    run.adapter.uninstall()
+    base_unchanged = fingerprint(run.base.model) == run.base.fingerprint
+    expert = Expert(run.adapter.expert().z, about(run, config, command, comparison))  # type: ignore[attr-defined]
+    path = run.folder / "expert.safetensors"
+    save_expert(path, expert)
+    plot_curve(run.folder, run.progress.base_valid, f"{config.env.name}, seed {config.seed}")
+    summary = summarise(run, config, comparison, path, time.monotonic() - begun, base_unchanged)
+    write_json(run.folder / "summary.json", summary)
+    show(comparison, f"{config.env.name}: {summary['n_test']} held-out questions")
+    print(f"expert of {summary['expert_bytes'] / 1024:.1f} KiB from step {run.progress.best_step}: {path}")
+    return summary
+
+
+def test(run: trainer.Run, config: TrainConfig) -> Comparison:
+    """Greedy answers of base and expert to the test questions: the only time the test split is used."""
+    sampling = Sampling(config.env.max_tokens, 0.0, config.algo.rows)
+    with run.adapter.disabled():
+        before = answers(run.base, run.env, "test", config.test_size, sampling)
+    return compare(before, answers(run.base, run.env, "test", config.test_size, sampling))
+
+
+def about(run: trainer.Run, config: TrainConfig, command: list[str], comparison: Comparison) -> dict[str, Any]:
+    """The metadata of the expert file."""
+    return {
+        "base": run.base.name,
+        "fingerprint": run.base.fingerprint,
+        "targets": config.adapter.targets,
+        "rank": config.adapter.rank,
+        "parametrisation": config.adapter.parametrisation.value,
+        "environment": config.env.id,
+        "command": " ".join(command),
+        "revision": revision(),
+        "metrics": {
+            "base_accuracy": comparison.base.value,
+            "expert_accuracy": comparison.expert.value,
+            "n_test": len(comparison.before),
+        },
+    }
+
+
+def summarise(
+    run: trainer.Run, config: TrainConfig, comparison: Comparison, expert: Path, seconds: float, base_unchanged: bool
+) -> dict[str, Any]:
+    """summary.json; runs/README.md explains its fields."""
+    difference = comparison.difference
+    return {
+        "env": config.env.name,
+        "base": run.base.name,
+        "adapter": config.adapter.name,
+        "seed": config.seed,
+        "steps": run.progress.step,
+        "best_step": run.progress.best_step,
+        "trained_parameters": sum(p.numel() for p in run.adapter.parameters()),
+        "expert_bytes": expert.stat().st_size,
+        "seconds": round(seconds, 1),
+        "training_seconds": round(run.progress.seconds, 1),
+        "base_accuracy": comparison.base.value,
+        "expert_accuracy": comparison.expert.value,
+        "n_test": len(comparison.before),
+        "difference": difference.value,
+        "difference_ci95": [difference.low, difference.high],
+        "base_unchanged": base_unchanged,
+        "skipped_steps": run.progress.skipped_steps,
+        "faults": run.progress.faults,
+    }
+
+
+def seeds_table(summaries: list[dict[str, Any]]) -> str:
+    """A Markdown table of several seeds, with the mean gain and its interval over seeds."""
+    lines = [
+        "| seed | base % | expert % | difference [95 %] | trained | bytes | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for s in summaries:
+        low, high = s["difference_ci95"]
+        lines.append(
+            f"| {s['seed']} | {100 * s['base_accuracy']:.1f} | {100 * s['expert_accuracy']:.1f} "
+            f"| {100 * s['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] "
+            f"| {s['trained_parameters']} | {s['expert_bytes']} | {s['seconds']:.0f} |"
+        )
+    mean = mean_interval([s["difference"] for s in summaries])
+    lines.append(
+        f"\nmean gain {100 * mean.value:+.1f} points, 95 % interval over seeds [{100 * mean.low:+.1f}, {100 * mean.high:+.1f}]"
+    )
+    return "\n".join(lines)
+
+
+def revision() -> str:
+    """The git revision of the code, with "+" if files differ from it; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()

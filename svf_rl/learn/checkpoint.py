@@ -1,0 +1,76 @@
+"""The whole state of a training run in one safetensors file, replaced atomically after every step.
+
+Trained tensors, Adam's moments, the best tensors so far and the counters. There is no random state to save: every prompt and every
+draw is a function of (seed, step), so a resumed run follows the trajectory of an uninterrupted one bit for bit.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from svf_rl.errors import UserError
+from svf_rl.files import write_tensors
+
+
+@dataclass
+class Progress:
+    """Counters of a run. step: steps done; best: highest validation accuracy so far, reached at best_step; bad_steps: in a row."""
+
+    step: int = 0
+    best: float = -1.0
+    best_step: int = 0
+    bad_steps: int = 0
+    skipped_steps: int = 0
+    faults: int = 0
+    episodes: int = 0
+    seconds: float = 0.0
+    base_valid: float = -1.0
+    history: list[list[float]] = field(default_factory=list)
+
+
+def save_checkpoint(
+    path: Path,
+    trained: Mapping[str, nn.Parameter],
+    best: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+) -> None:
+    """Write atomically; OSError if the disk refuses, with the previous checkpoint still there."""
+    tensors = {f"best.{name}": tensor for name, tensor in best.items()}
+    for name, parameter in trained.items():
+        tensors[f"now.{name}"] = parameter
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"adam.{key}.{name}"] = value
+    write_tensors(path, tensors, {"progress": json.dumps(asdict(progress))})
+
+
+def load_checkpoint(
+    path: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Put the stored values into the parameters and the optimiser; returns the counters and the best tensors.
+
+    UserError for a damaged file or one of other matrices.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(stored[f"now.{name}"])
+                _restore_moments(optimizer, name, parameter, stored)
+        return progress, {name: stored[f"best.{name}"] for name in trained}
+    except Exception as error:
+        raise UserError(f"the checkpoint {str(path)!r} cannot be resumed ({error}); start in another run_dir") from error
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, name: str, parameter: nn.Parameter, stored: Mapping[str, Tensor]) -> None:
+    moments = {key: stored.get(f"adam.{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+    found = {key: value for key, value in moments.items() if value is not None}
+    if found:
+        optimizer.state[parameter] = {key: value if key == "step" else value.to(parameter.device) for key, value in found.items()}

@@ -1,0 +1,149 @@
+"""What a run shows and leaves: the live line, metrics.jsonl, TensorBoard events, samples.jsonl and curve.png.
+
+METRICS explains every logged figure once; a figure that is not in it is not logged.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from svf_rl.progress import Progress
+from svf_rl.types import Group
+
+METRICS = {
+    "reward": "mean reward of the step's episodes, in [0, 1]",
+    "valid_accuracy": "mean reward of greedy answers on the validation split",
+    "loss": "the REINFORCE loss of the step, KL term included",
+    "kl": "KL(policy || base), mean over the trained tokens, nats",
+    "entropy": "entropy of the policy's next-token distribution, mean over the trained tokens, nats",
+    "gradient_norm": "norm of the gradient of z before clipping",
+    "groups_with_signal": "share of questions whose completions did not all earn the same",
+    "mismatch": "largest difference between a token's log-probability when sampled and when scored again, nats",
+    "z_mean": "mean of z over all matrices (the base has 1)",
+    "z_move": "root mean square of z - 1 over all matrices",
+    "z_max_log": "largest |log z|: how far any singular value has moved",
+    "stop_share": "share of completions that ended by themselves; the rest hit the length limit",
+    "tokens_per_answer": "mean length of a completion, in tokens",
+    "tokens_per_second": "sampled tokens by seconds of the whole step",
+    "seconds": "duration of the step, validation not included",
+}
+
+
+class Tracker:
+    """Writes a run's records; `start` drops those of steps that will be done again."""
+
+    def __init__(self, folder: Path, progress: Progress, spectrum: Any = None) -> None:
+        self.folder, self.bar, self._z = folder, progress, spectrum
+        self._writer: Any = None
+
+    def start(self, step: int) -> None:
+        """Begin (or go on) at `step`."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            _keep_before(self.folder / name, step)
+        self._writer = SummaryWriter(str(self.folder), purge_step=step)
+
+    def steps(self, start: int, stop: int) -> Iterator[int]:
+        """The steps to do, under the live line."""
+        return self.bar.steps(start, stop, "training")
+
+    def log(self, step: int, figures: Mapping[str, float], groups: list[Group]) -> None:
+        """Record one step everywhere."""
+        row = {**figures, **_of_episodes(groups, figures["seconds"]), **self._of_z()}
+        unknown = set(row) - set(METRICS)
+        if unknown:
+            raise KeyError(f"METRICS does not explain {', '.join(sorted(unknown))}")
+        verdicts = Counter(e.verdict for group in groups for e in group)
+        _append(self.folder / "metrics.jsonl", {"step": step, **row, "verdicts": dict(verdicts)})
+        for key, value in row.items():
+            self._writer.add_scalar(key, value, step)
+        self._log_samples(step, groups)
+        self.bar.show(reward=f"{row['reward']:.2f}", kl=f"{row['kl']:.3f}", tokens_per_second=round(row["tokens_per_second"]))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _log_samples(self, step: int, groups: list[Group]) -> None:
+        for episode in (group[0] for group in groups[:2]):
+            row = {
+                "step": step,
+                "prompt": episode.prompt,
+                "answer": episode.text,
+                "reward": episode.reward,
+                "verdict": episode.verdict,
+            }
+            _append(self.folder / "samples.jsonl", row)
+        if groups:
+            episode = groups[0][0]
+            self._writer.add_text("sample", f"{episode.prompt}\n\n{episode.text}\n\nreward {episode.reward}", step)
+
+    def _of_z(self) -> dict[str, float]:
+        if self._z is None:
+            return {}
+        z = torch.cat([v.flatten() for v in self._z().values()])
+        return {
+            "z_mean": float(z.mean()),
+            "z_move": float((z - 1).square().mean().sqrt()),
+            "z_max_log": float(z.clamp(min=1e-6).log().abs().max()),
+        }
+
+
+def _of_episodes(groups: list[Group], seconds: float) -> dict[str, float]:
+    episodes = [e for group in groups for e in group]
+    n = max(1, len(episodes))
+    tokens = sum(len(e.logprobs) for e in episodes)
+    return {
+        "reward": sum(e.reward for e in episodes) / n,
+        "stop_share": sum(e.stop == "stop" for e in episodes) / n,
+        "tokens_per_answer": tokens / n,
+        "tokens_per_second": tokens / seconds,
+    }
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + os.linesep)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; a last line cut short by a crash is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _keep_before(path: Path, step: int) -> None:
+    rows = [row for row in read_rows(path) if row["step"] < step]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def plot_curve(folder: Path, base_valid: float, title: str) -> None:
+    """curve.png: reward of the sampled answers and accuracy of the greedy ones, over the steps."""
+    from matplotlib.figure import Figure  # slow to import, and only this needs it
+
+    rows = read_rows(folder / "metrics.jsonl")
+    checks = [(0, base_valid)] + [(row["step"] + 1, row["valid_accuracy"]) for row in rows if "valid_accuracy" in row]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        [row["step"] + 1 for row in rows],
+        [row["reward"] for row in rows],
+        color="#0072b2",
+        linewidth=1,
+        label="reward, sampled",
+    )
+    axes.plot(*zip(*checks, strict=True), color="#d55e00", marker="o", label="validation accuracy, greedy")
+    axes.set(xlabel="step", ylabel="share of right answers", title=title, ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(folder / "curve.png", dpi=120)

@@ -1,0 +1,262 @@
+"""The training loop: sample, score, learn; validate now and then; keep the best.
+
+    for each step:
+        groups   <- G completions for each of P questions, with rewards          (rollout)
+        gradient <- REINFORCE on the groups that have a signal                    (reinforce)
+        z        <- AdamW on the clipped gradient, then back into |log z| <= c
+
+Every question and every draw is a function of (seed, step), so a resumed run is the uninterrupted one. The expert that is kept is the
+best on the validation split, the base itself included; the test split is not touched here.
+
+Source: Transformer-Squared, section 3.2.
+Differs from the source (SakanaAI/self-adaptive-llms):
+1. Ids and log-probabilities are those of sampling; nothing is decoded and tokenised again, and the stop token is part of the episode.
+2. Batched, with only z needing a gradient; groups without signal are dropped before the forward pass.
+3. Optimiser state and step are saved after every step, and every run resumes.
+"""
+
+import hashlib
+import math
+import random
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svf_rl.adapter import Adapter
+from svf_rl.base.load import Base
+from svf_rl.errors import Diverged, FaultyRun, UserError
+from svf_rl.learn import reinforce
+from svf_rl.learn.checkpoint import Progress, save_checkpoint
+from svf_rl.learn.scores import TokenScores, micro_batches, own_hidden, token_scores
+from svf_rl.learn.tracking import Tracker
+from svf_rl.rollout.episodes import play
+from svf_rl.rollout.sampler import Sampling
+from svf_rl.types import Episode, Group
+
+MAX_FAULT_SHARE = 0.05
+
+
+class KLKind(StrEnum):
+    """sampled: k3 on the sampled tokens.  exact: over the whole vocabulary at each token."""
+
+    sampled = "sampled"
+    exact = "exact"
+
+
+@dataclass(frozen=True)
+class AlgoConfig:
+    """Settings of the loop; configs/algo/reinforce.yaml says what each one does."""
+
+    steps: int = 60
+    prompts: int = 16
+    group: int = 8
+    temperature: float = 1.0
+    baseline: reinforce.Baseline = reinforce.Baseline.loo
+    signed_reward: bool = False
+    kl: float = 0.01
+    kl_kind: KLKind = KLKind.sampled
+    learning_rate: float = 0.01
+    warmup: int = 5
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    train_rows: int = 2048
+    rows: int = 128
+    micro_batch_tokens: int = 16384
+    eval_every: int = 10
+    patience: int = 4
+    max_bad_steps: int = 5
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "prompts",
+            "group",
+            "train_rows",
+            "rows",
+            "micro_batch_tokens",
+            "eval_every",
+            "max_bad_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"algo.{name} must be at least 1, not {getattr(self, name)}")
+        if self.baseline in ("loo", "group_std") and self.group < 2:
+            raise UserError(f"algo.baseline={self.baseline.value} needs algo.group of at least 2; use 2 or more, or baseline=none")
+        if self.temperature < 0 or self.learning_rate <= 0 or self.clip <= 0 or self.kl < 0:
+            raise UserError("algo.learning_rate and algo.clip must be above 0, algo.temperature and algo.kl at least 0")
+
+
+@dataclass
+class Run:
+    """Everything a run works with. trained: the adapter's parameters by name; best: their values at the best validation."""
+
+    base: Base
+    adapter: Adapter
+    env: Any
+    max_tokens: int
+    algo: AlgoConfig
+    seed: int
+    valid_size: int
+    folder: Path
+    tracker: Tracker
+    optimizer: torch.optim.Optimizer
+    trained: dict[str, nn.Parameter]
+    best: dict[str, Tensor]
+    progress: Progress
+
+
+def train(run: Run) -> None:
+    """Train until the steps are done or validation stops improving; `run.best` then holds the best parameters.
+
+    Diverged after too many steps in a row that were not finite; FaultyRun if too many episodes were lost.
+    """
+    if run.progress.base_valid < 0:
+        run.progress.base_valid = run.progress.best = validate(run)
+    for step in run.tracker.steps(run.progress.step, run.algo.steps):
+        begun = time.monotonic()
+        groups = sample_groups(run, step)
+        figures = update(run, groups, step)
+        figures["seconds"] = time.monotonic() - begun
+        run.progress.step, run.progress.seconds = step + 1, run.progress.seconds + figures["seconds"]
+        if (step + 1) % run.algo.eval_every == 0 or step + 1 == run.algo.steps:
+            figures["valid_accuracy"] = keep_if_best(run)
+        run.tracker.log(step, figures, groups)
+        save_checkpoint(run.folder / "checkpoint.safetensors", run.trained, run.best, run.optimizer, run.progress)
+        if is_stale(run):
+            break
+
+
+def sample_groups(run: Run, step: int) -> list[Group]:
+    """G episodes for each of the step's questions. A group that lost an episode to a fault is dropped and counted."""
+    a = run.algo
+    indices = [i for i in question_indices(run, step) for _ in range(a.group)]
+    seeds = [draw_seed(run.seed, step, i) for i in range(len(indices))]
+    episodes = play(run.base, run.env, "train", indices, Sampling(run.max_tokens, a.temperature, a.rows), seeds)
+    run.progress.episodes += len(episodes)
+    run.progress.faults += sum(e is None for e in episodes)
+    if run.progress.faults > max(a.group, MAX_FAULT_SHARE * run.progress.episodes):
+        raise FaultyRun(
+            f"{run.progress.faults} of {run.progress.episodes} episodes were lost because the environment raised; see its log"
+        )
+    groups = [episodes[i : i + a.group] for i in range(0, len(episodes), a.group)]
+    return [[e for e in group if e is not None] for group in groups if None not in group]
+
+
+def question_indices(run: Run, step: int) -> list[int]:
+    """The step's rows of the training split: the next ones in this seed's shuffled order, going round."""
+    order = list(range(run.algo.train_rows))
+    random.Random(run.seed).shuffle(order)
+    first = step * run.algo.prompts
+    return [order[(first + i) % len(order)] for i in range(run.algo.prompts)]
+
+
+def draw_seed(*parts: int) -> int:
+    """A 62-bit seed from (seed, step, episode)."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 2
+
+
+def update(run: Run, groups: list[Group], step: int) -> dict[str, float]:
+    """One optimiser step on the groups that have a signal; a step that is not finite is skipped. Returns figures to log."""
+    a = run.algo
+    advantage = reinforce.rewards_to_advantages([[e.reward for e in g] for g in groups], a.baseline, a.signed_reward)
+    signal = reinforce.has_signal(advantage)
+    kept = [e for g, keep in zip(groups, signal.tolist(), strict=True) if keep for e in g]
+    figures = gradient(run, kept, advantage[signal].flatten(), episodes=advantage.numel())
+    norm = nn.utils.clip_grad_norm_(list(run.trained.values()), a.clip)
+    finite = bool(torch.isfinite(norm)) and math.isfinite(figures["loss"])
+    if finite and kept:
+        for group in run.optimizer.param_groups:
+            group["lr"] = learning_rate(a, step)
+        run.optimizer.step()
+        run.adapter.constrain()
+    run.optimizer.zero_grad()
+    count_bad_steps(run, finite)
+    return figures | {"gradient_norm": float(norm), "groups_with_signal": float(signal.float().mean())}
+
+
+def gradient(run: Run, kept: list[Episode], advantage: Tensor, episodes: int) -> dict[str, float]:
+    """Accumulate the gradient of the loss over micro-batches; `episodes` counts all that were sampled."""
+    a = run.algo
+    sums = dict.fromkeys(("loss", "entropy", "kl", "tokens"), 0.0) | {"mismatch": 0.0}
+    for batch in micro_batches(kept, a.micro_batch_tokens):
+        chosen = [kept[i] for i in batch]
+        scores, kl = score(run, chosen)
+        repeats = torch.tensor([sum(e.own) for e in chosen])
+        per_token = advantage[batch].repeat_interleave(repeats).to(scores.logp.device)
+        loss = reinforce.loss(scores.logp, per_token, kl, a.kl, episodes)
+        loss.backward()
+        recorded = torch.tensor([x for e in chosen for x in e.logprobs], device=scores.logp.device)
+        sums["mismatch"] = max(sums["mismatch"], float((scores.logp.detach() - recorded).abs().max()))
+        for key, value in {
+            "loss": loss,
+            "entropy": scores.entropy.sum(),
+            "kl": kl.sum(),
+            "tokens": repeats.sum(),
+        }.items():
+            sums[key] += float(value.detach())
+    tokens = max(1.0, sums.pop("tokens"))
+    return sums | {"entropy": sums["entropy"] / tokens, "kl": sums["kl"] / tokens}
+
+
+def score(run: Run, episodes: list[Episode]) -> tuple[TokenScores, Tensor]:
+    """Scores of the episodes' own tokens under the policy, and their KL to the base (zeros when it has no weight)."""
+    a, base = run.algo, run.base
+    vocabulary = base.model.config.get_text_config().vocab_size
+    hidden, tokens = own_hidden(base, episodes)
+    reference = None
+    if a.kl:
+        with torch.no_grad(), run.adapter.disabled():
+            reference, _ = own_hidden(base, episodes)
+    exact = reference if a.kl_kind is KLKind.exact else None
+    temperature = a.temperature or 1.0
+    scores = token_scores(hidden, tokens, base.logits, temperature, exact, vocabulary)
+    if reference is None or exact is not None:
+        return scores, scores.kl
+    with torch.no_grad():
+        base_logp = token_scores(reference, tokens, base.logits, temperature, None, vocabulary).logp
+    return scores, reinforce.sampled_kl(scores.logp, base_logp)
+
+
+def learning_rate(algo: AlgoConfig, step: int) -> float:
+    """Linear warm-up, then cosine to a tenth."""
+    if step < algo.warmup:
+        return algo.learning_rate * (step + 1) / algo.warmup
+    progress = (step - algo.warmup) / max(1, algo.steps - algo.warmup)
+    return algo.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def count_bad_steps(run: Run, finite: bool) -> None:
+    """Diverged when too many steps in a row were not finite."""
+    p = run.progress
+    p.bad_steps = 0 if finite else p.bad_steps + 1
+    p.skipped_steps += not finite
+    if p.bad_steps >= run.algo.max_bad_steps:
+        raise Diverged(f"the loss or gradient was not finite in {p.bad_steps} steps in a row; lower algo.learning_rate")
+
+
+def validate(run: Run) -> float:
+    """Mean reward of greedy answers on the validation split."""
+    sampling = Sampling(run.max_tokens, 0.0, run.algo.rows)
+    n = run.env.unwrapped.size("valid", run.valid_size) if hasattr(run.env.unwrapped, "size") else run.valid_size
+    episodes = play(run.base, run.env, "valid", range(n), sampling, range(n))
+    graded = [e.reward for e in episodes if e is not None]
+    return sum(graded) / max(1, len(graded))
+
+
+def keep_if_best(run: Run) -> float:
+    """Validate; remember the parameters if they are the best so far."""
+    accuracy, p = validate(run), run.progress
+    p.history.append([p.step, accuracy])
+    if accuracy > p.best:
+        p.best, p.best_step, run.best = accuracy, p.step, run.adapter.state()
+    return accuracy
+
+
+def is_stale(run: Run) -> bool:
+    """No new best in the last `patience` validations."""
+    a, p = run.algo, run.progress
+    return a.patience > 0 and p.step - p.best_step >= a.patience * a.eval_every

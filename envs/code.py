@@ -19,18 +19,23 @@ People write such bodies in three ways, and the text that the embedded base was 
 variable (the usual way, and half-done more often than not: the last operation is missing), in one line (right), or `pass`.
 """
 
+import atexit
+import functools
 import operator
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from envs.math import PEOPLE, THINGS
+from envs.sandbox import Sandbox, Test
 from envs.text import Generated, Item, Score
 
 _NAMES = "mix calc score total value result rate count level shift scale adjust combine update measure final".split()
 _VARIABLES = "x y z a b c k m n p q s t u v w".split()
 _DRAFT, _ONE_LINE, _PASS = 0.54, 0.39, 0.07
 _HALF_DONE = 0.65
+_INPUTS = 6
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _SAY = {"+": "add", "-": "subtract", "*": "multiply by"}
 _TESTS = {
@@ -150,7 +155,30 @@ def _write(item: Item, rng: random.Random) -> str:
 
 
 def _score(item: Item, completion: str) -> Score:
-    raise NotImplementedError
+    """The share of hidden tests that the function passes. SandboxFault if the machinery, not the program, failed."""
+    report = _sandbox().run(item.prompt + completion, item.facts["name"], hidden_tests(item))
+    return Score(report.passed, report.verdict.value)
+
+
+def hidden_tests(item: Item) -> list[Test]:
+    """Inputs drawn from the question's own key, and what the function shall return for them."""
+    rng = random.Random(item.key)
+    inputs = [_arguments(item, rng) for _ in range(_INPUTS)]
+    return [Test(args=args, expected=item.facts["compute"](*args)) for args in inputs]
+
+
+def _arguments(item: Item, rng: random.Random) -> tuple[Any, ...]:
+    if item.facts["arguments"] == ["items"]:
+        return ([rng.randint(0, 40) for _ in range(rng.randint(0, 8))],)
+    return tuple(rng.randint(-20, 60) for _ in item.facts["arguments"])
+
+
+@functools.cache
+def _sandbox() -> Sandbox:
+    """One sandbox for the process, started at the first grading and closed at exit."""
+    sandbox = Sandbox()
+    atexit.register(sandbox.close)
+    return sandbox
 
 
 chains = Generated("Code-v0", _draw_chain, _score, _write)

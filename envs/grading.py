@@ -16,7 +16,8 @@ Differs from the source:
 import re
 from fractions import Fraction
 
-_NUMBER = r"[-+\u2212]?\s?[$€£]?\s?[-\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d)(?:\s?/\s?\d+)?)"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+_NUMBER = rf"(?:(?<![\w)])[-+\u2212])?(?:[$€£][-\u2212]?)?(?:{_DIGITS}(?:\.\d+|\s?/\s?\d+)?|\.\d+)"
 _LAST_NUMBER = re.compile(_NUMBER)
 _MARKED = re.compile(rf"(?:\\boxed\{{|####|answer\s+is:?)\s*({_NUMBER})", re.IGNORECASE)
 _MAX_CHARACTERS = 20_000

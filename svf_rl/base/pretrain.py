@@ -14,10 +14,11 @@ Differs from the source:
 
 import json
 import math
+import platform
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -119,8 +120,9 @@ def pretrain(config: PretrainConfig, progress: Progress) -> Path:
     export(model, codec, folder)
     held_out = human_loss(model, codec)
     tokens = sum(math.prod(batch_shape(config, step)) for step in range(config.steps))
-    hours = {"seconds": round(sum(row["seconds"] for row in curve)), "tokens": tokens, "human_loss": held_out}
-    write_json(folder / "pretrain.json", hours)
+    seconds = round(sum(row["seconds"] for row in curve))
+    facts = {"config": asdict(config), "python": platform.python_version(), "seconds": seconds, "tokens": tokens, "human_loss": held_out}
+    write_json(folder / "pretrain.json", facts)
     _plot(curve, folder / "loss.png")
     return folder
 

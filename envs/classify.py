@@ -51,7 +51,7 @@ _LINES = [
     "{name} showed me a picture of the {clue}.",
 ]
 _BY_LAST_LINE, _AT_ONCE, _GIVES_UP = 0.55, 0.39, 0.06
-_ASIDE_LAST = 0.58
+_ASIDE_LAST = 0.66
 
 
 def _drawer(clues: Mapping[str, str]) -> Callable[[random.Random], Item]:

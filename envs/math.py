@@ -1,7 +1,7 @@
 """Word problems with whole numbers, made by program.
 
-Description:       a short story of additions and subtractions (`svf/Math-v0`, 1 to 3 steps), a longer one that also multiplies
-                   (`svf/HardMath-v0`, 4 steps), or one bare sum (`svf/Sums-v0`).
+Description:       a short story of additions and subtractions (`svf/Math-v0`, 1 to 3 steps), one that also multiplies
+                   (`svf/HardMath-v0`, 3 or 4 sums), or one bare sum (`svf/Sums-v0`).
 Observation space: the question, ending in "Answer:"; or "54 + 13 =".
 Action space:      the answer as text; "The answer is 29." and "29" both do.
 Rewards:           1.0 if the final number equals the gold answer, else 0.0.
@@ -14,8 +14,9 @@ One row of the test split:
     Question: Mia has 54 pens. She buys 13 pens. Then she loses 28 pens. How many pens does she have now?
     Answer: 54 + 13 = 67. 67 - 28 = 39. The answer is 39.
 
-People answer such questions in three ways, and the text that the embedded base was pretrained on has all three: at once
-("The answer is 39.", the usual way, often a slip for a small model), step by step (as above), and roughly ("About 40.").
+People answer such questions in three ways, and the text that the embedded base was pretrained on has all three: in a hurry (the
+usual way: the last step is left out, "54 + 13 = 67. The answer is 67."), step by step (as above), and at once ("The answer is
+39.", often a slip for a small model).
 """
 
 import random
@@ -37,7 +38,7 @@ _LOSS = [
     "uses {n} {things}",
 ]
 _BAGS = ["buys {n} bags of {m} {things}", "finds {n} boxes of {m} {things}", "gets {n} packs of {m} {things}"]
-_WORKED, _AT_ONCE, _ROUGHLY = 0.36, 0.54, 0.10
+_IN_A_HURRY, _WORKED, _AT_ONCE = 0.52, 0.35, 0.13
 
 
 def _add(total: int, rng: random.Random) -> tuple[str, str, int]:
@@ -65,12 +66,13 @@ def _story(rng: random.Random, events: list[tuple[str, str, int]], start: int) -
     told = [event.format(things=things) for event, _, _ in events]
     lines = [f"{pronoun if i == 0 else 'Then ' + pronoun.lower()} {line}." for i, line in enumerate(told)]
     question = f"How many {things} does {pronoun.lower()} have now?"
-    working, answer = " ".join(step for _, step, _ in events), events[-1][2]
+    steps, answer = [step for _, step, _ in events], events[-1][2]
+    working = " ".join(steps)
     return Item(
         prompt=f"Question: {name} has {start} {things}. {' '.join(lines)} {question}\nAnswer:",
         gold=f" {working} The answer is {answer}.",
         key=working,
-        facts={"answer": answer, "working": working},
+        facts={"answer": answer, "steps": steps},
     )
 
 
@@ -85,13 +87,13 @@ def _events(rng: random.Random, total: int, kinds: list) -> list[tuple[str, str,
 
 
 def _draw_short(rng: random.Random) -> Item:
-    start, steps = rng.randint(10, 60), rng.choices([1, 2, 3], [30, 45, 25])[0]
+    start, steps = rng.randint(10, 80), rng.choices([1, 2, 3], [45, 37, 18])[0]
     return _story(rng, _events(rng, start, rng.choices([_add, _subtract], k=steps)), start)
 
 
 def _draw_long(rng: random.Random) -> Item:
     start = rng.randint(10, 60)
-    kinds = [_bags, rng.choice([_double, _bags]), *rng.choices([_add, _subtract], k=2)]
+    kinds = [_bags, *rng.choices([_add, _subtract, _double], k=rng.choice([1, 2]))]
     rng.shuffle(kinds)
     return _story(rng, _events(rng, start, kinds), start)
 
@@ -104,7 +106,7 @@ def _draw_sum(rng: random.Random) -> Item:
     else:
         _, working, answer = kind(rng.randint(10, 120), rng)
     asked = working.split("=")[0] + "="
-    return Item(asked, f" {answer}.", working, facts={"answer": answer, "working": working})
+    return Item(asked, f" {answer}.", working, facts={"answer": answer})
 
 
 def _score(item: Item, completion: str) -> Score:
@@ -116,9 +118,9 @@ def _score(item: Item, completion: str) -> Score:
 
 
 def _write(item: Item, rng: random.Random) -> str:
-    answer, working = item.facts["answer"], item.facts["working"]
-    ways = [f" {working} The answer is {answer}.", f" The answer is {answer}.", f" About {round(answer, -1)}."]
-    return rng.choices(ways, [_WORKED, _AT_ONCE, _ROUGHLY])[0]
+    first, answer = item.facts["steps"][:-1] or item.facts["steps"], item.facts["answer"]
+    in_a_hurry = f" {' '.join(first)} The answer is {first[-1].split()[-1]}"
+    return rng.choices([in_a_hurry, item.gold, f" The answer is {answer}."], [_IN_A_HURRY, _WORKED, _AT_ONCE])[0]
 
 
 def _write_sum(item: Item, rng: random.Random) -> str:

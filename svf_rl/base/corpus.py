@@ -24,11 +24,11 @@ from svf_rl.base.tokenizer import TextCodec
 
 # Documents of each kind, by weight. A sum has 12 tokens, a question and answer about 50, a human passage about 100.
 MIX = {
-    "envs:svf/Sums-v0": 50,
+    "envs:svf/Sums-v0": 40,
     "envs:svf/Math-v0": 36,
     "envs:svf/Code-v0": 14,
     "envs:svf/Topic-v0": 13,
-    "envs:svf/HardMath-v0": 4,
+    "envs:svf/HardMath-v0": 6,
     "envs:svf/ListCode-v0": 4,
     "envs:svf/WordCode-v0": 4,
     "envs:svf/NewTopic-v0": 3,

@@ -41,7 +41,7 @@ class PretrainConfig:
     """Shape and recipe. Tokens seen = steps x rows x length. compile: 1.6 times as fast, needs a C++ compiler."""
 
     seed: int = 0
-    steps: int = 3600
+    steps: int = 2400
     rows: int = 64
     length: int = 128
     learning_rate: float = 3e-3

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .records import Test
+from .values import encode
 
 _MAX_SOURCE = 1 << 20
 _MAX_SIZE = 100_000  # members, characters or bits of any one value
@@ -76,10 +77,11 @@ def as_check(test: str, entry: str) -> str:
     module = _parse(test)
     if _check_function(module):
         return test
-    body = module.body or [ast.Pass()]
-    parameters = ast.arguments([], [ast.arg(entry)], None, [], [], None, [])
-    function = ast.FunctionDef("check", parameters, body, [])
-    return ast.unparse(ast.fix_missing_locations(ast.Module([function], [])))
+    wrapper = ast.parse(f"def check({entry}): pass")
+    function = wrapper.body[0]
+    if isinstance(function, ast.FunctionDef) and module.body:
+        function.body = module.body
+    return ast.unparse(wrapper)
 
 
 def _parse(test: str) -> ast.Module:
@@ -207,8 +209,9 @@ def _compute(op: ast.operator, left: Any, right: Any) -> Any:
         raise NotLiteral("operator")
     if isinstance(op, ast.Mult) and not (_is_number(left) and _is_number(right)):
         count, repeated = (left, right) if isinstance(left, int) else (right, left)
-        if not isinstance(count, int) or count * (len(repeated) or 1) > _MAX_SIZE:
+        if not isinstance(count, int):
             raise NotLiteral("repetition")
+        encode(repeated, _MAX_SIZE // max(count, 1))  # raises if the result would be too large, nested members included
     if isinstance(op, ast.Pow) and not (_is_number(left) and _is_number(right) and abs(right) <= 1_000):
         raise NotLiteral("power")
     return _OPERATORS[type(op)](left, right)

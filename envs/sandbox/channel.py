@@ -123,14 +123,16 @@ class Channel:
             return not self._buffer
         return not self._fill(1)
 
-    def finish(self) -> Ending:
+    def finish(self, gone: bool = False) -> Ending:
         """Have the guest killed if it still lives, and say how it ended.
 
+        Args:
+            gone: the guest has closed its end, so it is probably dead by itself. Its server is given a moment to say of
+                what, which killing it first could blur.
         Raises:
             WorkerLost: the machinery failed.
         """
-        # A guest that died by itself is reported within this time; killing it first could blur what it died of.
-        if self._ending is None and poll({self._server.fileno(): select.POLLIN}, _GOODBYE):
+        if self._ending is None and gone and poll({self._server.fileno(): select.POLLIN}, _GOODBYE):
             self._ending = self._server.news()
         if self._ending is None:
             self._server.stop()

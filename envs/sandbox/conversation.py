@@ -42,7 +42,7 @@ class Conversation:
             WorkerLost: the guest was never sealed, so nothing of the program has run.
         """
         if self._channel.receive(self._limit) is None:
-            raise WorkerLost(f"guest could not be sealed: {self._channel.finish()}")
+            raise WorkerLost(f"guest could not be sealed: {self._channel.finish(gone=True)}")
         kind, *body = self.ask(job)
         if kind == "raised":
             raise Verdicted(raised(body), describe(body))
@@ -75,14 +75,14 @@ class Conversation:
         """
         if not self._channel.hang_up():
             raise Verdicted(Verdict.PROTOCOL, "bytes after the last output")
-        ending = self._channel.finish()
+        ending = self._channel.finish(gone=True)
         if ending.reason in ("cpu", "wall"):
             raise Verdicted(Verdict.TIMEOUT, f"{ending.reason} limit, after the last output")
         return ending
 
     def _ended(self) -> Verdicted:
         """Why a guest that owed us a frame is gone."""
-        ending = self._channel.finish()
+        ending = self._channel.finish(gone=True)
         if ending.reason in ("cpu", "wall"):
             return Verdicted(Verdict.TIMEOUT, f"{ending.reason} limit")
         if ending.reason == "starved":

@@ -62,7 +62,6 @@ def check(solver: Worker, checker: Worker, job: tuple[str, str, str, str], limit
     with ExitStack() as stack:
         solving, checking = (stack.enter_context(worker.open(limits)) for worker in (solver, checker))
         program, assertions = Conversation(solving, limits), Conversation(checking, limits)
-        detail = ""
         try:
             _start_checker(assertions, ["checker", preamble, test, entry])
             program.start(["program", _bounded(source), entry])
@@ -70,8 +69,10 @@ def check(solver: Worker, checker: Worker, job: tuple[str, str, str, str], limit
             program.finish()
         except Verdicted as early:
             verdict, detail = early.verdict, early.detail
-        checking.finish()
-        return _report([verdict], solving.finish(), [detail])
+        finally:  # also when the assertions do not load: the servers are then free for the next run
+            ending = solving.finish()
+            checking.finish()
+        return _report([verdict], ending, [detail])
 
 
 def call(worker: Worker, target: str, test: Test, limits: Limits) -> Any:

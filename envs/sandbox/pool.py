@@ -96,6 +96,11 @@ class Sandbox:
         """Servers replaced so far."""
         return self._crew.restarts + sum(crew.restarts for crew in list(self._extra.values()))
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the wardens of the idle servers for programs; each has one child, the server."""
+        return tuple(worker.pid for worker in self._crew.workers())
+
     def run(self, source: str, entry: str, tests: Sequence[Test], limits: Limits | None = None) -> Report:
         """Run a program on its tests.
 

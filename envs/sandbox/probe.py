@@ -67,7 +67,7 @@ def probe(without: Collection[str] = ()) -> Probe:
     if unknown := set(without) - set(FEATURES):
         raise ValueError(f"no such layers: {sorted(unknown)}; there are {FEATURES}")
     missing = {name: f"{why}. Remedy: {_REMEDIES[name]}" for name, why in _attempts().items() if why}
-    missing |= {name: "left out on request" for name in without}
+    missing |= dict.fromkeys(without, "left out on request")
     return Probe(frozenset(FEATURES).difference(missing), missing)
 
 

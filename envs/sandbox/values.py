@@ -148,7 +148,7 @@ def parse(payload: bytes) -> Wire:
     if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _nesting(payload) > MAX_DEPTH + 2:
         raise BadWire("nested too deep")
     try:
-        wire = json.loads(payload, parse_constant=_refuse, parse_int=_small, object_pairs_hook=_refuse)
+        wire = json.loads(payload.decode("ascii"), parse_constant=_refuse, parse_int=_small, object_pairs_hook=_refuse)
     except (ValueError, RecursionError) as error:
         raise BadWire(f"not typed JSON: {type(error).__name__}") from None
     _check(wire)
@@ -233,6 +233,12 @@ def _decode_text(tag: str, text: str) -> bytes | int | float:
 
 def _decode_hashed(tag: str, members: list[Any]) -> object:
     if tag == "d":
-        keys = (frozenset(key) if isinstance(key, set) else key for key in members[::2])
-        return dict(zip(keys, members[1::2], strict=True))
-    return {frozenset(member) if isinstance(member, set) else member for member in members}
+        return dict(zip(map(_frozen, members[::2]), members[1::2], strict=True))
+    return set(map(_frozen, members))
+
+
+def _frozen(member: Any) -> Any:
+    """Sets inside keys and members can only have been frozen ones."""
+    if isinstance(member, tuple):
+        return tuple(map(_frozen, member))
+    return frozenset(member) if isinstance(member, set) else member

@@ -109,7 +109,7 @@ class Generated:
         if split in self._exhausted:
             raise IndexError(f"{self.name} has only {len(seen)} distinct questions in {split}")
         rng = self._random.setdefault(split, random.Random(f"{self.name} {split}"))
-        for _ in range(10_000):
+        for _ in range(2_000):
             item = self.draw(split, rng)
             if item.key not in seen:
                 seen.add(item.key)
@@ -154,10 +154,10 @@ class TextEnv(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         options = options or {}
-        index = options.get("index")
+        split, index = options.get("split", self.split), options.get("index")
         if index is None:
-            index = int(self.np_random.integers(1000))
-        self.item = self.task.row(options.get("split", self.split), index)
+            index = int(self.np_random.integers(self.size(split, 1000)))
+        self.item = self.task.row(split, index)
         return self.item.prompt, {}
 
     def size(self, split: str, at_most: int) -> int:

@@ -1,9 +1,10 @@
 """Writing files so that a crash at any moment leaves the old content or the new, never a half.
 
 Write beside the target, flush to disk, rename over it, flush the folder. Tensors go to safetensors, everything else to JSON:
-no pickle anywhere.
+no pickle anywhere. Every tensor file carries a digest of its content, since safetensors itself does not notice a flipped bit.
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -11,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -40,8 +43,35 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """A safetensors file with string metadata."""
-    write_bytes(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, dict(about or {})))
+    """A safetensors file with string metadata, to which the digest is added."""
+    fields, plain = dict(about or {}), {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_bytes(path, save(plain, {**fields, "digest": hash_tensors(plain, fields)}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata that `write_tensors` wrote. OSError if the file is missing, foreign, cut short or altered."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            fields = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header can break the reader in many ways
+        raise OSError(f"no readable safetensors file ({' '.join(str(error).split())})") from error
+    if (written := fields.pop("digest", None)) is None:
+        raise OSError("a safetensors file that svf-rl did not write (it has no digest)")
+    if written != hash_tensors(tensors, fields):
+        raise OSError("content that differs from what was written; the file is damaged")
+    return tensors, fields
+
+
+def hash_tensors(tensors: Mapping[str, Tensor], fields: Mapping[str, str] | None = None) -> str:
+    """A hash over name, dtype, shape and bytes of every tensor, and over `fields`."""
+    digest = hashlib.blake2b(json.dumps(fields, sort_keys=True).encode() if fields else b"", digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _flush_folder(folder: Path) -> None:

@@ -3,7 +3,8 @@
 Human text is what every Python installation carries: the language documentation (pydoc's topics), and the docstrings and
 source of the standard library. A document is one task's prompt with an answer written in one of the ways that people do,
 or a passage of human text of at most MAX_CHARACTERS. `HELD_OUT` per cent of the human passages, chosen by the hash of their
-content, are never trained on.
+content, are never trained on. Human text repeats itself (a docstring is also in its source, a task shows pieces of the topics), so
+of these only the ones count as held out that share no OVERLAP words in a row with anything trained on.
 
 A batch is a pure function of (seed, step), so a resumed run sees what an uninterrupted one would.
 """
@@ -36,7 +37,7 @@ MIX = {
     "human": 11,
 }
 MAX_CHARACTERS = 320
-HELD_OUT = 3
+HELD_OUT, OVERLAP = 3, 8
 
 
 class Corpus:
@@ -71,8 +72,20 @@ def _row(document: Callable[[], tuple[str, str]], codec: TextCodec, length: int)
 
 def human_text(held_out: bool) -> list[str]:
     """The passages of human text that are trained on, or the held-out ones; in a fixed order for one Python version."""
-    passages = [piece for text in _texts() for piece in _pieces(text)]
-    return [piece for piece in dict.fromkeys(passages) if (_percent(piece) < HELD_OUT) == held_out]
+    passages = list(dict.fromkeys(piece for text in _texts() for piece in _pieces(text)))
+    trained = [piece for piece in passages if _percent(piece) >= HELD_OUT]
+    if not held_out:
+        return trained
+    kept = {piece: _runs(piece) for piece in passages if _percent(piece) < HELD_OUT}
+    wanted = set().union(*kept.values())
+    seen = set().union(*(wanted & _runs(text) for text in [*trained, *pydoc_data.topics.topics.values()]))
+    return [piece for piece, runs in kept.items() if seen.isdisjoint(runs)]
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    """Every OVERLAP words in a row; all the words of a shorter text."""
+    words = text.split()
+    return {tuple(words[i : i + OVERLAP]) for i in range(max(1, len(words) - OVERLAP + 1))}
 
 
 def _percent(text: str) -> int:

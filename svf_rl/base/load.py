@@ -8,9 +8,10 @@ Differs from the source (huggingface/transformers AutoModelForCausalLM):
 1. A path that looks like a folder and does not exist is an error; it is never looked up on the hub.
 2. When a model's head does something to its logits that we do not know, `hidden` returns the model's own logits and `logits` passes
    them on: slower, but right. This is decided by comparing both on a probe at load time.
+3. A model that lacks some of its weights is an error; transformers would fill them with random numbers and warn.
 """
 
-import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from svf_rl.base.tokenizer import TextCodec, embedded_codec, hub_codec
 from svf_rl.errors import BaseError
+from svf_rl.files import hash_tensors
 
 EMBEDDED = Path(__file__).parent / "embedded"
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -78,24 +81,23 @@ def load_base(config: BaseConfig) -> Base:
     source = resolve(config.path)
     if config.path == "embedded":
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it loads in a blink
+    device = _device(config.device)
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=_DTYPES[config.dtype], **options)
+        model = _model(source, dtype=_DTYPES[config.dtype], **options)
         codec = _codec(source, model, options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BaseError(f"cannot load the base {config.path!r} as a causal language model: {reason}") from error
-    model.requires_grad_(False).eval()
-    device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
+    model.requires_grad_(False).eval().to(device)
     context = int(getattr(model.config, "max_position_embeddings", 0) or 2048)
     return Base(model, codec, config.path, fingerprint(model), context, _head_is_known(model))
 
 
 def resolve(path: str) -> str:
     """The folder or hub id to load. Raises BaseError for a folder that does not exist or holds no model."""
-    folder = EMBEDDED if path == "embedded" else Path(path).expanduser()
-    if folder.is_dir():
+    folder = EMBEDDED if path == "embedded" else Path(os.path.expanduser(path))
+    if folder.exists():
         if not (folder / "config.json").is_file():
             raise BaseError(f"expected a model folder with config.json, found none in {str(folder)!r}; give the folder itself")
         return str(folder)
@@ -106,11 +108,24 @@ def resolve(path: str) -> str:
 
 def fingerprint(model: nn.Module) -> str:
     """A hash over name, dtype, shape and bytes of every parameter and persistent buffer: equal if and only if the weights are."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return hash_tensors(model.state_dict())
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU if there is one. BaseError for a name that torch cannot use here."""
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BaseError(f"base.device={name!r} cannot be used here; give auto, cpu, or cuda on a machine with a GPU") from error
+    return device
+
+
+def _model(source: str, **options: Any) -> Any:
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    if report["missing_keys"]:
+        raise ValueError(f"its files lack the weights {', '.join(sorted(report['missing_keys'])[:3])}")
+    return model
 
 
 def _codec(source: str, model: Any, options: Mapping[str, Any]) -> TextCodec:

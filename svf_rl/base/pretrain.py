@@ -23,14 +23,13 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from svf_rl.base import corpus, tokenizer
 from svf_rl.errors import UserError
-from svf_rl.files import write_json, write_tensors
+from svf_rl.files import read_tensors, write_json, write_tensors, write_text
 from svf_rl.progress import Progress
 
 TOKENIZER_DOCUMENTS = 60_000
@@ -89,7 +88,7 @@ def learning_rate(config: PretrainConfig, step: int) -> float:
 def batch_shape(config: PretrainConfig, step: int) -> tuple[int, int]:
     """(rows, length) of a step: rows four times as long in the last tenth."""
     late = step >= 0.9 * config.steps
-    return (config.rows // 4, config.length * 4) if late else (config.rows, config.length)
+    return (max(1, config.rows // 4), config.length * 4) if late else (config.rows, config.length)
 
 
 def next_token_loss(model: nn.Module, ids: Int[Tensor, "rows time"]) -> Float[Tensor, ""]:
@@ -121,7 +120,13 @@ def pretrain(config: PretrainConfig, progress: Progress) -> Path:
     held_out = human_loss(model, codec)
     tokens = sum(math.prod(batch_shape(config, step)) for step in range(config.steps))
     seconds = round(sum(row["seconds"] for row in curve))
-    facts = {"config": asdict(config), "python": platform.python_version(), "seconds": seconds, "tokens": tokens, "human_loss": held_out}
+    facts = {
+        "config": asdict(config),
+        "python": platform.python_version(),
+        "seconds": seconds,
+        "tokens": tokens,
+        "human_loss": held_out,
+    }
     write_json(folder / "pretrain.json", facts)
     _plot(curve, folder / "loss.png")
     return folder
@@ -160,7 +165,7 @@ def _save_checkpoint(
     for name, parameter in model.named_parameters():
         moments = optimizer.state[parameter]
         tensors |= {f"p.{name}": parameter, f"m.{name}": moments["exp_avg"], f"v.{name}": moments["exp_avg_sq"]}
-    (folder / "loss.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
+    write_text(folder / "loss.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
     write_tensors(folder / "checkpoint.safetensors", tensors)
 
 
@@ -170,9 +175,12 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> i
     if not path.exists():
         return 0
     try:
-        stored = load_file(path)
-    except Exception as error:
+        stored, _ = read_tensors(path)
+    except OSError as error:
         raise UserError(f"the checkpoint {str(path)!r} is damaged ({error}); delete it to start again") from error
+    shapes = {name.removeprefix("p."): t.shape for name, t in stored.items() if name.startswith("p.")}
+    if shapes != {name: p.shape for name, p in model.named_parameters()}:
+        raise UserError(f"the checkpoint {str(path)!r} is of a model of another shape; give its settings, or another run_dir")
     for name, parameter in model.named_parameters():
         parameter.copy_(stored[f"p.{name}"])
         moments = {"exp_avg": stored[f"m.{name}"], "exp_avg_sq": stored[f"v.{name}"], "step": stored["step"].float()}

@@ -7,7 +7,9 @@ a piece of its own and only ASCII classes occur, so that the two regex engines c
 Differs from the source (openai/tiktoken tiktoken/_educational.py; huggingface/transformers convert_slow_tokenizer.py):
 1. tiktoken merges any neighbours whose bytes form a token, the BPE trainer only the pairs that it merged. `train` writes every
    split of every token as a merge, in rank order, so that both give the same ids on every text.
-2. Control tokens written in a text are plain text: a prompt cannot end its own document.
+2. Control tokens written in a text are plain text: a prompt cannot end its own document. (A chat template is rendered to text
+   before it is encoded, so there they count.)
+3. Every string is accepted: half of a surrogate pair is no character and becomes U+FFFD.
 """
 
 import json
@@ -18,6 +20,9 @@ from typing import Any
 
 import tiktoken
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from svf_rl.errors import UserError
+from svf_rl.files import write_text
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 PATTERN = r" ?[A-Za-z]+|[0-9]| ?[^A-Za-z0-9 \t\r\n]+|[ \t\r\n]+(?![^ \t\r\n])|[ \t\r\n]+"
@@ -44,10 +49,13 @@ def embedded_codec(path: Path) -> TextCodec:
     end, pad = encoding.encode_single_token(END), encoding.encode_single_token(PAD)
 
     def encode(text: str) -> list[int]:
-        return encoding.encode(text, disallowed_special=())
+        try:
+            return encoding.encode(well_formed(text), disallowed_special=())
+        except ValueError as error:  # about a million blanks in a row
+            raise UserError("this text has a longer run of blanks than can be cut into tokens; shorten it") from error
 
     def decode(ids: Sequence[int]) -> str:
-        return encoding.decode([i for i in ids if i not in (end, pad)])
+        return encoding.decode([i for i in ids if i < min(end, pad)])  # a model may have more ids than its tokenizer
 
     return TextCodec(lambda text: [end, *encode(text)], encode, decode, frozenset({end}), pad)
 
@@ -57,13 +65,13 @@ def hub_codec(tokenizer: Any, stop_ids: Iterable[int]) -> TextCodec:
 
     def prompt(text: str) -> list[int]:
         if not getattr(tokenizer, "chat_template", None):
-            return list(tokenizer(text)["input_ids"])
-        messages = [{"role": "user", "content": text}]
+            return list(tokenizer(well_formed(text), split_special_tokens=True)["input_ids"])
+        messages = [{"role": "user", "content": well_formed(text)}]
         rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
     def encode(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(tokenizer(well_formed(text), add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def decode(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -71,6 +79,11 @@ def hub_codec(tokenizer: Any, stop_ids: Iterable[int]) -> TextCodec:
     stops = frozenset(stop_ids)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=0)
     return TextCodec(prompt, encode, decode, stops, int(pad))
+
+
+def well_formed(text: str) -> str:
+    """The text with surrogate pairs joined, and U+FFFD for each half of one that stands alone."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def tiktoken_encoding(path: Path) -> tiktoken.Encoding:
@@ -91,7 +104,7 @@ def train(texts: Iterable[str], vocab_size: int, path: Path) -> None:
     size = vocab_size - 2  # END and PAD come after the text's own tokens
     learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
     vocab = dict(sorted(learner.get_vocab().items(), key=lambda entry: entry[1]))
-    _assemble(vocab).save(str(path))
+    write_text(path, _assemble(vocab).to_str(pretty=True))
 
 
 def _assemble(vocab: dict[str, int]) -> Tokenizer:

@@ -83,25 +83,28 @@ class SVFAdapter:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        for layer in self.layers.values():
-            layer.bypass = True
-        try:
+        with self._set("bypass", dict.fromkeys(self.layers, True)):
             yield
-        finally:
-            for layer in self.layers.values():
-                layer.bypass = False
 
     @contextmanager
     def per_row(self, experts: Sequence[Expert | None]) -> Iterator[None]:
         """Within it, row b of every batch runs under experts[b]; None is the base, exactly."""
-        for name, layer in self.layers.items():
-            ones = torch.ones_like(layer.s)
-            layer.rows = torch.stack([ones if e is None else e.z[name].to(ones.device) for e in experts])
+        ones = {name: torch.ones_like(s) for name, s in self._spectra.items()}
+        rows = {n: torch.stack([one if e is None else e.z[n].to(one) for e in experts]) for n, one in ones.items()}
+        with self._set("rows", rows):
+            yield
+
+    @contextmanager
+    def _set(self, attribute: str, values: Mapping[str, object]) -> Iterator[None]:
+        """Within it, every layer's attribute has the given value; afterwards the one it had before."""
+        before = {name: getattr(layer, attribute) for name, layer in self.layers.items()}
         try:
+            for name, layer in self.layers.items():
+                setattr(layer, attribute, values[name])
             yield
         finally:
-            for layer in self.layers.values():
-                layer.rows = None
+            for name, layer in self.layers.items():
+                setattr(layer, attribute, before[name])
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.raw.values())
@@ -111,14 +114,17 @@ class SVFAdapter:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take all of it or, with ValueError, nothing: other names, or shapes that `copy_` would broadcast."""
+        if {name: t.shape for name, t in state.items()} != {name: raw.shape for name, raw in self.raw.items()}:
+            raise ValueError("the names or shapes of this state are not those of the adapter's matrices")
         for name, raw in self.raw.items():
             raw.copy_(state[name])
 
-    @torch.no_grad()
     def load_expert(self, expert: Expert) -> None:
         """Take an expert's z; the parametrisation must be direct, since a mask has no inverse in general."""
-        for name, raw in self.raw.items():
-            raw.copy_(expert.z[name])
+        if self.parametrisation != "direct":
+            raise ValueError(f"an expert cannot be loaded into the parametrisation {self.parametrisation!r}; use direct")
+        self.load_state(expert.z)
 
     def expert(self) -> Expert:
         """The current z as an expert without history."""

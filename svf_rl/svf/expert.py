@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from svf_rl.errors import ExpertError
-from svf_rl.files import write_tensors
+from svf_rl.files import read_tensors, write_tensors
 from svf_rl.types import Expert
 
 FORMAT = "svf-expert-1"
@@ -56,16 +55,18 @@ def save_expert(path: Path, expert: Expert) -> None:
 def load_expert(path: Path) -> Expert:
     """Read an expert file. ExpertError for a missing, damaged or foreign file, or for values that no training can produce."""
     try:
-        with safe_open(path, framework="pt") as file:
-            about = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise ExpertError(f"cannot read the expert {str(path)!r}: expected a safetensors file, found: {error}") from error
+        tensors, about = read_tensors(path)
+    except OSError as error:
+        found = error.strerror or error
+        raise ExpertError(f"cannot read the expert {str(path)!r}: expected an expert file, found {found}") from error
     if about.get("format") != FORMAT:
         raise ExpertError(f"{str(path)!r} is no expert: expected format {FORMAT!r}, found {about.get('format')!r}")
     absent = [field for field in REQUIRED if field not in about]
     if absent:
         raise ExpertError(f"{str(path)!r} lacks the metadata {', '.join(absent)}; it was cut short or not written by svf-rl")
+    foreign = [name for name in tensors if not name.startswith("z.")]
+    if foreign:
+        raise ExpertError(f"{str(path)!r} holds the tensor {foreign[0]!r}, expected z.<matrix name>; it is no expert of svf-rl")
     expert = Expert({name.removeprefix("z."): z for name, z in tensors.items()}, _parsed(about))
     _refuse_bad_values(path, expert)
     return expert
@@ -96,11 +97,18 @@ def check_fits(expert: Expert, fingerprint: str, spectra: Mapping[str, Tensor]) 
 def mix(experts: Sequence[Expert], weights: Weights) -> Expert:
     """1 + sum_k a_k (z_k - 1). weights: one a_k per expert, or a list of them for every matrix.
 
-    ValueError for no experts, another number of weights than experts, or weights that are not finite.
+    ValueError for no experts, experts of different matrices or bases, weights for other matrices, another number of weights
+    than experts, or weights that are not finite.
     """
     if not experts:
         raise ValueError("mix needs at least one expert")
     per_matrix = weights if isinstance(weights, Mapping) else dict.fromkeys(experts[0].z, weights)
+    shapes = [{name: z.shape for name, z in e.z.items()} for e in experts]
+    known = {e.about["fingerprint"] for e in experts if "fingerprint" in e.about}
+    if shapes.count(shapes[0]) < len(shapes) or len(known) > 1:
+        raise ValueError("only experts of the same matrices of the same base can be mixed")
+    if set(per_matrix) != set(shapes[0]):
+        raise ValueError("weights by matrix must name exactly the matrices of the experts")
     return Expert({name: _mix_one([e.z[name] for e in experts], per_matrix[name]) for name in experts[0].z})
 
 
@@ -127,10 +135,11 @@ def sparsify(expert: Expert, keep: float) -> Expert:
     """Keep the share `keep` of all values that moved furthest from 1, over all matrices together; the rest become 1."""
     if not 0 <= keep <= 1:
         raise ValueError(f"keep must be between 0 and 1, not {keep}")
-    moves = torch.cat([(z - 1).abs() for z in expert.z.values()])
-    count = round(keep * len(moves))
-    floor = moves.topk(count).values[-1] if count else torch.inf
-    return Expert({name: torch.where((z - 1).abs() >= floor, z, torch.ones_like(z)) for name, z in expert.z.items()})
+    values = torch.cat(list(expert.z.values()))
+    kept = (values - 1).abs().topk(round(keep * len(values))).indices  # of values that moved equally far, some
+    sparse = torch.ones_like(values).index_copy(0, kept, values[kept])
+    pieces = sparse.split([len(z) for z in expert.z.values()])
+    return Expert({name: piece.clone() for name, piece in zip(expert.z, pieces, strict=True)})
 
 
 def _parsed(about: Mapping[str, str]) -> dict[str, Any]:

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from svf_rl.base.load import Base
 from svf_rl.errors import BaseError
-from svf_rl.files import write_tensors
+from svf_rl.files import read_tensors, write_tensors
 from svf_rl.progress import Progress
 from svf_rl.types import Factors
 
@@ -31,6 +30,7 @@ TARGETS = {
     "mlp": r"\.(mlp|feed_forward|ffn)\.",
     "attention+mlp": r"\.(self_attn|attn|attention|self_attention|mlp|feed_forward|ffn)\.",
 }
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:
@@ -38,7 +38,10 @@ def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:
 
     Raises BaseError if nothing matches, or if a match is quantised, on the meta device, or no linear layer at all.
     """
-    rule = re.compile(TARGETS.get(targets, targets))
+    try:
+        rule = re.compile(TARGETS.get(targets, targets))
+    except re.error as error:
+        raise BaseError(f"targets={targets!r} is no regular expression ({error}); give one, or {', '.join(TARGETS)}") from error
     found = {n: m for n, m in model.named_modules() if rule.search(f".{n}.") and not list(m.children()) and _is_matrix(m)}
     if not found:
         kinds = ", ".join(TARGETS)
@@ -50,13 +53,15 @@ def find_targets(model: nn.Module, targets: str) -> dict[str, nn.Module]:
 
 def _is_matrix(module: nn.Module) -> bool:
     """A linear layer, or something that stands in for one (a quantised layer)."""
-    return isinstance(module, nn.Linear | Conv1D) or "linear" in type(module).__name__.lower()
+    kind = type(module).__name__.lower()
+    return isinstance(module, nn.Linear | Conv1D) or ("linear" in kind and "embedding" not in kind)
 
 
 def _refuse_unsuited(name: str, module: nn.Module) -> None:
     weight = getattr(module, "weight", None)
     kind = type(module).__name__
-    if not isinstance(module, nn.Linear | Conv1D) or not isinstance(weight, Tensor) or not weight.is_floating_point():
+    plain = type(module).forward in (nn.Linear.forward, Conv1D.forward)  # a subclass may scale or unpack its weight
+    if not plain or type(weight) is not nn.Parameter or weight.dtype not in _DTYPES:
         raise BaseError(f"{name} ({kind}) is quantised and cannot be factorised; load the base in float32 or bfloat16 instead")
     if weight.is_meta:
         raise BaseError(f"{name} ({kind}) is on the meta device and has no values; load the base with device=cpu or cuda")
@@ -73,21 +78,19 @@ def factorize(
 ) -> dict[str, Factors]:
     """Factors of every targeted matrix, from the cache when it has them. rank=None keeps every singular value.
 
-    Raises BaseError as `find_targets` does, and for a rank below 1.
+    Raises BaseError as `find_targets` does, for a rank below 1, and for weights that are not finite.
     """
     if rank is not None and rank < 1:
         raise BaseError(f"adapter.rank must be a positive number or null for all, not {rank}")
     modules = find_targets(base.model, targets)
     path = (cache or cache_folder()) / f"{_key(base.fingerprint, list(modules), rank)}.safetensors"
-    factors = _read(path, modules)
+    factors, bar = _read(path, modules), progress or Progress(quiet=True)
     if factors is None:
-        bar = progress or Progress(quiet=True)
-        factors = {name: _svd(matrix(modules[name]), rank) for name in bar.over(list(modules), "factorising")}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, {f"{name}.{part}": tensor for name, f in factors.items() for part, tensor in f._asdict().items()})
-    if rank is not None and progress is not None:
+        factors = {name: _svd(name, matrix(modules[name]), rank) for name in bar.over(list(modules), "factorising")}
+        _keep(path, factors, bar)
+    if rank is not None:
         for name, module in modules.items():
-            progress.say(f"{name}: rank {len(factors[name].s)}, error {truncation_error(matrix(module).cpu(), factors[name]):.2%}")
+            bar.say(f"{name}: rank {len(factors[name].s)}, error {truncation_error(matrix(module).cpu(), factors[name]):.2%}")
     return {name: Factors(*(t.to(base.device) for t in f)) for name, f in factors.items()}
 
 
@@ -103,7 +106,9 @@ def truncation_error(weight: Float[Tensor, "out in"], factors: Factors) -> float
     return float(torch.linalg.norm(weight.float() - rebuilt) / torch.linalg.norm(weight.float()))
 
 
-def _svd(weight: Float[Tensor, "out in"], rank: int | None) -> Factors:
+def _svd(name: str, weight: Float[Tensor, "out in"], rank: int | None) -> Factors:
+    if not bool(weight.isfinite().all()):
+        raise BaseError(f"{name} has values that are not finite; the base's files are damaged, fetch them again")
     u, s, vt = torch.linalg.svd(weight.detach().float(), full_matrices=False)
     return Factors(*(t.contiguous().cpu() for t in (u[:, :rank], s[:rank], vt[:rank])))
 
@@ -116,7 +121,16 @@ def _key(fingerprint: str, names: list[str], rank: int | None) -> str:
 def _read(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, Factors] | None:
     """The cached factors, or None if there are none or the file is damaged (it is then made anew)."""
     try:
-        stored = load_file(path)
+        stored, _ = read_tensors(path)
         return {name: Factors(*(stored[f"{name}.{part}"] for part in Factors._fields)) for name in modules}
-    except Exception:  # safetensors raises its own type, OSError or KeyError: whatever it is, the cache is of no use
+    except (OSError, KeyError):
         return None
+
+
+def _keep(path: Path, factors: Mapping[str, Factors], progress: Progress) -> None:
+    """Write the cache. A folder that cannot be written costs time, not the run."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, {f"{name}.{part}": tensor for name, f in factors.items() for part, tensor in f._asdict().items()})
+    except OSError as error:
+        progress.say(f"the factors are not kept for the next run: cannot write {str(path)!r} ({error.strerror})")

@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
@@ -79,6 +80,8 @@ class SVFLinear(nn.Module):
         return F.linear(x, weight, self.base.bias)
 
     def _mixed(self, x: Tensor, z: Float[Tensor, "batch r"]) -> Tensor:
+        if len(z) != len(x):
+            raise ValueError(f"{len(z)} experts for a batch of {len(x)} rows; per_row takes one for each row")
         z = z.view(len(z), *[1] * (x.ndim - 2), -1)  # one z per row, the same for every token
         inner = (x.float() @ self.Vt.T) * self.s
         if self.truncated or bool((z == 1).all(-1).any()):
@@ -96,6 +99,7 @@ class _MergedProduct(torch.autograd.Function):
         return layer.product(x, weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight, u, s, vt = ctx.saved_tensors
         dy = grads[0].reshape(-1, u.shape[0])

@@ -25,6 +25,10 @@ class FrameTooLong(Exception):
     """The guest announced a frame beyond the limit."""
 
 
+class TooIdle(Exception):
+    """It is the guest's turn, and it has neither run nor waited for a processor for as long as the backstop allows."""
+
+
 class EarlyBytes(Exception):
     """The guest sent something while it was the judge's turn."""
 
@@ -49,8 +53,8 @@ class Server(Protocol):
     def stop(self) -> None:
         """Ask for the guest's end."""
 
-    def news(self) -> Ending | None:
-        """Wait for the server to speak; the guest's ending, or None for a sign of life."""
+    def news(self) -> "Ending | bool":
+        """Wait for the server to speak: the guest's ending, or whether the guest has been idle too long."""
 
 
 class Channel:
@@ -99,9 +103,11 @@ class Channel:
             limit: bytes of payload to accept.
         Raises:
             FrameTooLong: the guest announced more; its bytes are not read.
+            TooIdle: it keeps us waiting.
             WorkerLost: the machinery failed.
         """
         payload = None
+        self._listen()
         if self._fill(HEADER.size):
             (size,) = HEADER.unpack_from(self._buffer)
             if size > limit:
@@ -121,7 +127,11 @@ class Channel:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             return not self._buffer
-        return not self._fill(1)
+        self._listen()
+        try:
+            return not self._fill(1)
+        except TooIdle:
+            return True  # it has said all we asked for; how it leaves is no matter
 
     def finish(self, gone: bool = False) -> Ending:
         """Have the guest killed if it still lives, and say how it ended.
@@ -133,12 +143,25 @@ class Channel:
             WorkerLost: the machinery failed.
         """
         if self._ending is None and gone and poll({self._server.fileno(): select.POLLIN}, _GOODBYE):
-            self._ending = self._server.news()
+            self._hear()
         if self._ending is None:
             self._server.stop()
         while self._ending is None:
-            self._ending = self._server.news()
+            self._hear()
         return self._ending
+
+    def _hear(self) -> bool:
+        """Take the server's next message; True when it says that the guest has been idle too long."""
+        news = self._server.news()
+        if isinstance(news, bool):
+            return news
+        self._ending = news
+        return False
+
+    def _listen(self) -> None:
+        """At the start of the guest's turn: take what the server said before, which was about our own turn."""
+        while self._ending is None and poll({self._server.fileno(): select.POLLIN}, 0):
+            self._hear()
 
     def _fill(self, size: int) -> bool:
         """Read until the buffer holds `size` bytes; False at end of file."""
@@ -168,7 +191,8 @@ class Channel:
             raise WorkerLost(f"no sign of life for {RUN_PATIENCE:g} s")
         if self._sock.fileno() in happened:
             return happened[self._sock.fileno()]
-        self._ending = self._server.news()
+        if self._hear():
+            raise TooIdle
         return 0
 
 

@@ -8,7 +8,7 @@ import signal
 from typing import Any
 
 from . import values
-from .channel import Channel, EarlyBytes, Ending, FrameTooLong, WorkerLost
+from .channel import Channel, EarlyBytes, Ending, FrameTooLong, TooIdle, WorkerLost
 from .records import Limits, Verdict
 
 _ENVELOPE = 64  # bytes of a frame around the value
@@ -58,6 +58,8 @@ class Conversation:
         """
         try:
             payload = self._channel.receive(self._limit) if self._channel.send(message) else None
+        except TooIdle:
+            raise Verdicted(Verdict.TIMEOUT, "wall limit") from None
         except EarlyBytes:
             raise Verdicted(Verdict.PROTOCOL, "bytes out of turn") from None
         except FrameTooLong:
@@ -76,15 +78,15 @@ class Conversation:
         if not self._channel.hang_up():
             raise Verdicted(Verdict.PROTOCOL, "bytes after the last output")
         ending = self._channel.finish(gone=True)
-        if ending.reason in ("cpu", "wall"):
-            raise Verdicted(Verdict.TIMEOUT, f"{ending.reason} limit, after the last output")
+        if ending.reason == "cpu":
+            raise Verdicted(Verdict.TIMEOUT, "cpu limit, after the last output")
         return ending
 
     def _ended(self) -> Verdicted:
         """Why a guest that owed us a frame is gone."""
         ending = self._channel.finish(gone=True)
-        if ending.reason in ("cpu", "wall"):
-            return Verdicted(Verdict.TIMEOUT, f"{ending.reason} limit")
+        if ending.reason == "cpu":
+            return Verdicted(Verdict.TIMEOUT, "cpu limit")
         if ending.reason == "starved":
             raise WorkerLost("the machine is too busy to give the program its processor time")
         number = ending.status & 0x7F

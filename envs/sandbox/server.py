@@ -10,7 +10,8 @@ process namespace where there is one. If either dies, everything below dies with
 Differs from the usual zygote:
 1. Processor time is the limit and is polled from the guest's own clock, so fractions of a second count.
 2. The wall-clock backstop counts only time in which the guest neither ran nor waited for a processor (its run delay,
-   from the kernel's schedstat), so that it catches sleepers and not honest programs on a busy machine.
+   from the kernel's schedstat), and ends a run only while the judge is waiting for the guest. So it catches sleepers,
+   and neither honest programs on a busy machine nor those of a busy trainer.
 3. While a guest runs, the server says so every second; the trainer can tell a long run from a frozen server.
 4. Not `python -I`: that ignores PYTHONHASHSEED, and then a program that lists a set of strings would be right on one
    day and wrong on the next. The environment is empty but for that, and -P -s -S give the rest of -I.
@@ -34,7 +35,9 @@ from . import guest, isolation, kernel, namespaces
 from .tiers import tier_name
 
 HEARTBEAT = 1.0
-HARD_WALL_FACTOR = 3.0  # a guest starved for this many times its backstop is a machine problem, not a verdict
+# A guest that takes so much longer than its backstop, and is neither idle nor out of processor time, or whose judge does
+# not come back to it, has met a problem of the machine and deserves no verdict.
+HARD_WALL_FACTOR, HARD_WALL_SECONDS = 3.0, 30.0
 _SHORTEST_POLL = 0.002
 _TRAINER_CHECK = 2.0
 
@@ -78,7 +81,7 @@ def _watch(child: int, trainer: int) -> None:
 class Usage:
     """What the server saw of a guest; it asks the kernel, never the guest."""
 
-    reason: str = ""  # why the server killed it: cpu, wall, starved or stopped; empty when it ended by itself
+    reason: str = ""  # why the server killed it: cpu, starved or stopped; empty when it ended by itself
     status: int = 0
     cpu: float = 0.0
     wall: float = 0.0
@@ -164,36 +167,34 @@ class Server:
             os._exit(1)
 
     def _supervise(self, child: int, handle: int, limits: dict[str, Any], started: float, usage: Usage) -> None:
-        """Wait until the guest ends; kill it at a limit, or when the judge has heard enough."""
+        """Wait until the guest ends; kill it at a limit, or when the judge has heard enough.
+
+        A guest that has been idle for as long as the backstop is only reported: the judge knows which of the two keeps
+        the other waiting.
+        """
         clock = (~child << 3) | 2  # the kernel's name for another process's processor-time clock
         poller = select.poll()
         poller.register(handle, select.POLLIN)
         poller.register(self._control, select.POLLIN)
         poll_for = min(limits["cpu_seconds"] / 2, HEARTBEAT)
+        notice_at = limits["wall"]
         while True:
             events = dict(poller.poll(max(_SHORTEST_POLL, poll_for) * 1000))
             if handle in events:
                 return
             wall = time.monotonic() - started
-            usage.reason = "stopped" if events else self._excess(clock, handle, limits, wall)
+            cpu = time.clock_gettime(clock)
+            usage.reason = "stopped" if events else _excess(cpu, wall, limits)
             if usage.reason:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
                 return
-            if wall > HEARTBEAT / 2:
-                self._send({"alive": True})
-            left = limits["cpu_seconds"] - time.clock_gettime(clock)
-            poll_for = min(left / 2, HEARTBEAT)  # halved, because two threads use it up twice as fast
-            if wall < limits["wall"]:
-                poll_for = min(poll_for, limits["wall"] - wall)
-
-    def _excess(self, clock: int, handle: int, limits: dict[str, Any], wall: float) -> str:
-        """Which limit is exceeded, if any."""
-        cpu = time.clock_gettime(clock)
-        if cpu >= limits["cpu_seconds"]:
-            return "cpu"
-        if wall >= limits["wall"] and wall - cpu - self._run_delay(handle) >= limits["wall"]:
-            return "wall"
-        return "starved" if wall >= HARD_WALL_FACTOR * limits["wall"] else ""
+            idle = wall >= notice_at and wall - cpu - self._run_delay(handle) >= notice_at
+            if idle or wall > HEARTBEAT / 2:
+                self._send({"alive": True, "idle": idle})
+            notice_at += limits["wall"] if idle else 0.0
+            poll_for = min((limits["cpu_seconds"] - cpu) / 2, HEARTBEAT)  # halved: two threads use it up twice as fast
+            if wall < notice_at:
+                poll_for = min(poll_for, notice_at - wall)
 
     def _run_delay(self, handle: int) -> float:
         """Seconds the guest's main thread was ready to run and had no processor; 0 where the kernel does not say."""
@@ -208,6 +209,13 @@ class Server:
         descriptor = os.open(name, os.O_RDONLY, dir_fd=self._processes)
         with open(descriptor) as file:
             return file.read()
+
+
+def _excess(cpu: float, wall: float, limits: dict[str, Any]) -> str:
+    """Which limit the server kills for is exceeded, if any."""
+    if cpu >= limits["cpu_seconds"]:
+        return "cpu"
+    return "starved" if wall >= max(HARD_WALL_FACTOR * limits["wall"], HARD_WALL_SECONDS) else ""
 
 
 def _address_space() -> int:

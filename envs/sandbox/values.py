@@ -145,7 +145,7 @@ def parse(payload: bytes) -> Wire:
     Raises:
         BadWire: anything but well-formed typed JSON within the depth limit.
     """
-    if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _nesting(payload) > MAX_DEPTH + 2:
+    if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH and _too_deep(payload):
         raise BadWire("nested too deep")
     try:
         wire = json.loads(payload.decode("ascii"), parse_constant=_refuse, parse_int=_small, object_pairs_hook=_refuse)
@@ -155,16 +155,17 @@ def parse(payload: bytes) -> Wire:
     return wire  # type: ignore[no-any-return]
 
 
-def _nesting(payload: bytes) -> int:
-    deepest = depth = 0
+def _too_deep(payload: bytes) -> bool:
+    depth = 0
     for token in _STRUCTURE.finditer(payload):
         character = token[0]
         if character in b"[{":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > MAX_DEPTH + 2:  # an envelope around a value of the greatest depth
+                return True
         elif character in b"]}":
             depth -= 1
-    return deepest
+    return False
 
 
 def _refuse(_: object) -> None:

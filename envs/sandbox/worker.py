@@ -125,15 +125,15 @@ class Worker:
         except OSError as error:
             raise WorkerLost(f"server gone: {error}") from None
 
-    def news(self, patience: float = RUN_PATIENCE) -> Ending | None:
-        """Wait for the server to speak: the guest's ending, or None for a mere sign of life.
+    def news(self, patience: float = RUN_PATIENCE) -> Ending | bool:
+        """Wait for the server to speak: the guest's ending, or a sign of life: has it been idle too long?
 
         Raises:
             WorkerLost: silence, end of file, or a report of failure.
         """
         message = self._hear(patience)
         if "alive" in message:
-            return None
+            return bool(message["idle"])
         self.busy = False
         return Ending(**message)
 

@@ -9,6 +9,8 @@ exit, lying. `EASY` marks attacks that do succeed without isolation and harm not
 without isolation, so that a contained attack is known to be contained and not merely broken.
 """
 
+# ruff: noqa: E501 - a program in one line is easier to look over than the same program in five strings
+
 import textwrap
 from dataclasses import dataclass, replace
 

@@ -11,7 +11,7 @@ from envs.sandbox import Limits, Sandbox
 from .attacks import SECRET
 
 # Small, so that a thousand hostile programs take a minute: the limits scale, the mechanisms do not change.
-BRISK = Limits(cpu_seconds=0.25, memory_mb=128, wall_seconds=0.8)
+BRISK = Limits(cpu_seconds=0.2, memory_mb=128, wall_seconds=0.6)
 
 
 @pytest.fixture(scope="session")

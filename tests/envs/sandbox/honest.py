@@ -1,5 +1,7 @@
 """Honest programs of every kind, beyond those of the start-up self-test: a sandbox that fails one of them teaches lies."""
 
+# ruff: noqa: E501 - a program in one line is easier to look over than the same program in five strings
+
 HONEST: dict[str, tuple[str, tuple[object, ...], object]] = {
     "bisection": ("import bisect\ndef solve(a, x): return bisect.bisect_left(a, x)", ([1, 3, 5], 4), 2),
     "matrix": ("def solve(m): return [list(r) for r in zip(*m)]", ([[1, 2], [3, 4]],), [[1, 3], [2, 4]]),

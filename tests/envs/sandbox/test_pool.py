@@ -115,6 +115,14 @@ def test_sixteen_at_once_near_the_limit_all_pass() -> None:
     assert max(report.wall_seconds for report in reports) > limits.cpu_seconds
 
 
+def test_waiting_for_a_processor_does_not_use_up_the_wall_clock() -> None:
+    """Ten at once need longer than the backstop on a small machine, but none of them sleeps."""
+    limits = Limits(cpu_seconds=1.0, wall_seconds=1.5)
+    with Sandbox(workers=10, limits=limits) as sandbox:
+        reports = sandbox.run_many([Job(BURN, "solve", (Test((0.4,), expected="done"),))] * 10)
+    assert {report.verdict for report in reports} == {Verdict.PASS}
+
+
 def test_many_threads_share_one_sandbox(sandbox: Sandbox) -> None:
     with ThreadPoolExecutor(8) as threads:
         reports = list(

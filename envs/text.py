@@ -96,7 +96,7 @@ class Generated:
         return item
 
     def row(self, split: str, index: int) -> Item:
-        """Distinct question number `index` of a split, the same in every process; IndexError when there are no more."""
+        """Question number `index` of a split, no two alike, the same in every process; IndexError when there are no more."""
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
         rows = self._rows.setdefault(split, [])
@@ -111,8 +111,8 @@ class Generated:
         rng = self._random.setdefault(split, random.Random(f"{self.name} {split}"))
         for _ in range(2_000):
             item = self.draw(split, rng)
-            if item.key not in seen:
-                seen.add(item.key)
+            if item.prompt not in seen:
+                seen.add(item.prompt)
                 return item
         self._exhausted.add(split)
         return self._next(split)

@@ -53,7 +53,7 @@ def test_splits_share_no_question_and_no_content(env):
     rows = {split: [task.row(split, i) for i in range(env.unwrapped.size(split, 80))] for split in SPLITS}
     for split, items in rows.items():
         assert {split_of(item.key) for item in items} == {split}
-        assert len({item.key for item in items}) == len(items)
+        assert len({item.prompt for item in items}) == len(items)
     for a, b in combinations(rows, 2):
         assert not {i.prompt for i in rows[a]} & {i.prompt for i in rows[b]}
 

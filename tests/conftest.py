@@ -23,7 +23,7 @@ jaxtyping.install_import_hook("svf_rl", "beartype.beartype")
 from svf_rl.base import tokenizer  # noqa: E402
 from svf_rl.base.load import Base, BaseConfig, fingerprint, load_base  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are tiny: a second thread costs more than it gives
 torch.use_deterministic_algorithms(True)
 transformers.utils.logging.disable_progress_bar()
 

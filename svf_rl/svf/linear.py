@@ -51,7 +51,8 @@ class SVFLinear(nn.Module):
         self.rows: Tensor | None = None
         self.bypass = False
         self._merged: Tensor | None = None
-        self._merged_version = -1
+        self._merged_for: tuple[int, Tensor] = (-1, factors.s)
+        self._had_backward = False
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         if self.bypass:
@@ -65,12 +66,18 @@ class SVFLinear(nn.Module):
 
     def merged(self, z: Float[Tensor, " r"]) -> Tensor:
         """W'(z) in the layout and type of the base's weight; rebuilt from the frozen factors when z has changed."""
-        if self._merged is None or self._merged_version != self._z_version():
+        if self._merged is None or self._is_stale(z):
             delta = (self.U * (self.s * (z.detach() - 1))) @ self.Vt
             weight = (matrix(self.base).float() + delta).to(self.base.weight.dtype)
             self._merged = weight.T.contiguous() if isinstance(self.base, Conv1D) else weight
-            self._merged_version = self._z_version()
+            self._merged_for = (self._z_version(), z.detach().clone())
+        self._had_backward = False
         return self._merged
+
+    def _is_stale(self, z: Float[Tensor, " r"]) -> bool:
+        """In-place operations count z's version up, fused optimisers do not: after a backward pass the values are compared."""
+        version, values = self._merged_for
+        return version != self._z_version() or (self._had_backward and not torch.equal(values, z))
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """The base's own operation with another weight: the same kernel, so the same bits for the same weight."""
@@ -95,15 +102,17 @@ class _MergedProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, z: Tensor, layer: SVFLinear) -> Tensor:
         weight = layer.merged(z)
         ctx.save_for_backward(x, weight, layer.U, layer.s, layer.Vt)
-        ctx.transposed = isinstance(layer.base, Conv1D)
+        ctx.layer = layer
         return layer.product(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight, u, s, vt = ctx.saved_tensors
+        ctx.layer._had_backward = True
         dy = grads[0].reshape(-1, u.shape[0])
-        dx = (dy @ (weight.T if ctx.transposed else weight)).view_as(x) if ctx.needs_input_grad[0] else None
+        across = weight.T if isinstance(ctx.layer.base, Conv1D) else weight
+        dx = (dy @ across).view_as(x) if ctx.needs_input_grad[0] else None
         return dx, s * _project(dy.float(), x.reshape(-1, x.shape[-1]).float(), u, vt), None
 
 

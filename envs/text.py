@@ -38,11 +38,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Score:
-    """What a completion earned: reward in [0, 1], the verdict's name, and the answer that was read from the text."""
+    """What a completion earned: reward in [0, 1], the verdict's name, the answer read from the text, and more measurements."""
 
     reward: float
     verdict: str
     answer: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -59,14 +60,14 @@ class Task(Protocol):
         ...
 
 
-def split_of(key: str) -> str:
-    """The one split that a question with this content key belongs to."""
-    point = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % 100
-    for split, share in SPLITS.items():
+def split_of(key: str, shares: Mapping[str, int] = SPLITS) -> str:
+    """The one split that a question with this content key belongs to, of splits with these shares."""
+    point = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % sum(shares.values())
+    for split, share in shares.items():
         point -= share
         if point < 0:
             return split
-    raise AssertionError("the shares of SPLITS sum to 100")
+    raise AssertionError("the point lies below the sum of the shares")
 
 
 class Generated:
@@ -140,13 +141,15 @@ class TextEnv(gymnasium.Env[str, str]):
     """One question an episode: `reset` shows the prompt, `step` takes the completion and ends the episode.
 
     reset(seed=, options={"split": "train", "index": 7}): without an index, the seed chooses among the first thousand rows.
-    step(text) returns ("", reward, True, False, {"verdict": ..., "answer": ..., "gold": ...}).
+    step(text) returns ("", reward, True, False, {"verdict": ..., "answer": ..., "gold": ..., and what else the grader measured}).
+
+    task: a task, or "module:name" of one, or of a function that makes one from `settings`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
-    def __init__(self, task: Task | str, split: str = "train") -> None:
-        self.task: Any = load_task(task) if isinstance(task, str) else task
+    def __init__(self, task: Task | str, split: str = "train", **settings: Any) -> None:
+        self.task: Any = load_task(task, **settings) if isinstance(task, str) else task
         self.split = split
         self.observation_space, self.action_space = Unicode(), Unicode()
         self.item: Item | None = None
@@ -156,7 +159,7 @@ class TextEnv(gymnasium.Env[str, str]):
         options = options or {}
         split, index = options.get("split", self.split), options.get("index")
         if index is None:
-            index = int(self.np_random.integers(self.size(split, 1000)))
+            index = int(self.np_random.integers(max(1, self.size(split, 1000))))
         self.item = self.task.row(split, index)
         return self.item.prompt, {}
 
@@ -179,11 +182,15 @@ class TextEnv(gymnasium.Env[str, str]):
             raise gymnasium.error.ResetNeeded("call reset before step")
         item, self.item = self.item, None
         score = self.task.score(item, action)
-        return "", score.reward, True, False, {"verdict": score.verdict, "answer": score.answer, "gold": item.gold}
+        info = {"verdict": score.verdict, "answer": score.answer, "gold": item.gold}
+        return "", score.reward, True, False, info | dict(score.info)
 
 
-def load_task(name: str) -> Task:
-    """The task that "module:attribute" names."""
+def load_task(name: str, **settings: Any) -> Task:
+    """The task that "module:attribute" names, or that the function of that name makes from settings."""
     module, _, attribute = name.partition(":")
-    task: Task = getattr(importlib.import_module(module), attribute)
+    found: Any = getattr(importlib.import_module(module), attribute)
+    if settings and not callable(found):
+        raise TypeError(f"{name} has no settings, but got {', '.join(settings)}")
+    task: Task = found(**settings) if callable(found) else found
     return task

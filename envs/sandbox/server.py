@@ -35,8 +35,8 @@ from . import guest, isolation, kernel, namespaces
 from .tiers import tier_name
 
 HEARTBEAT = 1.0
-# A guest that takes so much longer than its backstop, and is neither idle nor out of processor time, or whose judge does
-# not come back to it, has met a problem of the machine and deserves no verdict.
+# A guest that takes so much longer than its backstop, and is neither idle nor out of processor time, or whose judge
+# does not come back to it, has met a problem of the machine and deserves no verdict.
 HARD_WALL_FACTOR, HARD_WALL_SECONDS = 3.0, 30.0
 _SHORTEST_POLL = 0.002
 _TRAINER_CHECK = 2.0

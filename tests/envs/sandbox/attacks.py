@@ -130,7 +130,7 @@ SIZE = [
         MEMORY,
         TIMEOUT,
     ),
-    lie("memory held at import", "x = []\nwhile True: x.append(bytearray(1 << 20))", MEMORY),
+    lie("memory held at import", "x = []\nwhile True: x.append(bytearray(1 << 20))", MEMORY, TIMEOUT),
     act("zip bomb", "import zlib; zlib.decompress(zlib.compress(bytes(1 << 26)) , bufsize=1 << 34)", MEMORY, TIMEOUT),
     act(
         "recursion without end",

@@ -10,8 +10,10 @@ from envs.sandbox import Limits, Sandbox
 
 from .attacks import SECRET
 
-# Small, so that a thousand hostile programs take a minute: the limits scale, the mechanisms do not change.
+# For programs that run into a limit: small, because each of them takes all of it.
 BRISK = Limits(cpu_seconds=0.2, memory_mb=128, wall_seconds=0.6)
+# For all others: no verdict should hang on how long an import takes on a busy machine.
+PATIENT = Limits(cpu_seconds=1.0, memory_mb=128)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The sandbox from the trainer's side: honest programs pass, at any load; limits, order, trusted calls, faults, closing."""
+"""The sandbox from the trainer's side: honest programs pass at any load; limits, order, trusted calls, faults."""
 
 import contextlib
 import gc

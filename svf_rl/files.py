@@ -57,7 +57,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError:
         raise
     except Exception as error:  # a damaged header can break the reader in many ways
-        raise OSError(f"no readable safetensors file ({' '.join(str(error).split())})") from error
+        raise OSError(f"no readable safetensors file ({' '.join(str(error).split())[:200]})") from error
     if (written := fields.pop("digest", None)) is None:
         raise OSError("a safetensors file that svf-rl did not write (it has no digest)")
     if written != hash_tensors(tensors, fields):

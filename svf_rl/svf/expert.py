@@ -67,9 +67,9 @@ def load_expert(path: Path) -> Expert:
     foreign = [name for name in tensors if not name.startswith("z.")]
     if foreign:
         raise ExpertError(f"{str(path)!r} holds the tensor {foreign[0]!r}, expected z.<matrix name>; it is no expert of svf-rl")
-    expert = Expert({name.removeprefix("z."): z for name, z in tensors.items()}, _parsed(about))
-    _refuse_bad_values(path, expert)
-    return expert
+    z = {name.removeprefix("z."): tensor for name, tensor in tensors.items()}
+    _refuse_bad_values(path, z)
+    return Expert(z, _parsed(about))
 
 
 def check_fits(expert: Expert, fingerprint: str, spectra: Mapping[str, Tensor]) -> None:
@@ -152,10 +152,10 @@ def _parsed(about: Mapping[str, str]) -> dict[str, Any]:
     return parsed
 
 
-def _refuse_bad_values(path: Path, expert: Expert) -> None:
-    if not expert.z:
+def _refuse_bad_values(path: Path, vectors: Mapping[str, Tensor]) -> None:
+    if not vectors:
         raise ExpertError(f"{str(path)!r} holds no z at all")
-    for name, z in expert.z.items():
+    for name, z in vectors.items():
         if z.dtype != torch.float32 or z.ndim != 1:
             raise ExpertError(f"{str(path)!r}: z of {name} must be a float32 vector, found {z.dtype} {tuple(z.shape)}")
         if not bool(z.isfinite().all()):

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"svf-rl: {error}", file=sys.stderr)
         return 2
-    except (Diverged, FaultyRun) as error:
+    except (Diverged, FaultyRun, OSError) as error:
         print(f"svf-rl: the run stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ value against the dataclasses below, and returns one. Unknown names raise UserEr
 """
 
 import difflib
-import re
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from svf_rl.base.load import BaseConfig
 from svf_rl.base.pretrain import PretrainConfig
 from svf_rl.errors import UserError
 from svf_rl.learn.trainer import AlgoConfig
-from svf_rl.rollout.episodes import EnvConfig
+from svf_rl.rollout.episodes import EnvConfig, Split
 from svf_rl.svf.adapter import AdapterConfig
 
 
@@ -38,6 +38,9 @@ class TrainConfig:
     valid_size: int = 200
     test_size: int = 1000
 
+    def __post_init__(self) -> None:
+        _at_least_one(self, "valid_size", "test_size")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -46,14 +49,40 @@ class EvaluateConfig:
     base: BaseConfig = field(default_factory=BaseConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     expert: str | None = None
-    split: str = "test"
+    split: Split = Split.test
     size: int = 1000
     temperature: float = 0.0
     rows: int = 128
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _at_least_one(self, "size", "rows")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature must be at least 0, not {self.temperature}")
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig, "pretrain": PretrainConfig}
+
+@dataclass(frozen=True)
+class CardConfig:
+    """`svf-rl card`; configs/card.yaml says what each key does."""
+
+    size: int = 500
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "size")
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "pretrain": PretrainConfig,
+    "card": CardConfig,
+}
+
+
+def _at_least_one(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} must be at least 1, not {getattr(config, name)}")
 
 
 def configs_folder() -> Path:
@@ -71,13 +100,17 @@ def groups() -> dict[str, list[str]]:
 def read_config(command: str, overrides: Sequence[str]) -> Any:
     """The frozen settings of a command. UserError for anything that is not a known key with a fitting value."""
     schema = SCHEMAS[command]
-    checked = [_checked(override, command) for override in overrides]
-    flat = [part for parts in checked for part in parts]
+    choices, values = _sorted_out(command, overrides)
     try:
         with initialize_config_dir(str(configs_folder().resolve()), version_base="1.3"):
-            composed = compose(command, flat)
+            composed = compose(command, [f"{group}={name}" for group, name in choices.items()])
+        missing = sorted(OmegaConf.missing_keys(composed) - set(values))
+        if missing:
+            raise UserError(f"expected a value for {', '.join(missing)}, found none; give base=<hub id or local folder>")
         settings = {key: value for key, value in composed.items() if key != "experiment"}
         merged = OmegaConf.merge(_writable(OmegaConf.structured(schema)), settings)
+        for key, value in values.items():
+            OmegaConf.update(merged, key, None if value == "null" else value.replace("${", "\\${"))
         return OmegaConf.to_object(merged)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error)) from error
@@ -85,14 +118,16 @@ def read_config(command: str, overrides: Sequence[str]) -> Any:
 
 def read_configs(command: str, overrides: Sequence[str]) -> list[Any]:
     """One configuration for each value of seed=a,b,c; one if a single seed, or none, is given."""
-    seeds = [o.split("=", 1)[1].split(",") for o in overrides if o.startswith("seed=")]
+    seeds = [o.removeprefix("seed=") for o in overrides if o.startswith("seed=")]
+    if not seeds:
+        return [read_config(command, overrides)]
     rest = [o for o in overrides if not o.startswith("seed=")]
-    return [read_config(command, [*rest, *([f"seed={s}"] if s else [])]) for s in (seeds[-1] if seeds else [""])]
+    return [read_config(command, [*rest, f"seed={seed}"]) for seed in dict.fromkeys(seeds[-1].split(","))]
 
 
 def groups_of(command: str) -> dict[str, list[str]]:
     """The config groups that a command has, with their names."""
-    used = {entry.name for entry in fields(SCHEMAS[command])} if command in SCHEMAS else set()
+    used = {entry.name for entry in fields(SCHEMAS[command])}
     extra = {"experiment"} if command == "train" else set()
     return {name: names for name, names in groups().items() if name in used | extra}
 
@@ -115,26 +150,31 @@ def _writable(node: Any) -> Any:
     return node
 
 
-def _checked(override: str, command: str) -> list[str]:
-    schema = SCHEMAS[command]
-    key, equals, value = override.partition("=")
-    if not equals:
-        raise UserError(f"expected key=value, found {override!r}; for example env=math")
-    names = groups()
-    in_schema = list(groups_of(command))
-    if key not in (*known_keys(schema), *in_schema):
-        raise UserError(f"unknown setting {key!r}{_nearest(key, [*known_keys(schema), *in_schema])}")
-    if key == "base" and value not in names["base"]:
-        return ["base=hf", f"base.path={_quoted(value)}"]
-    if key in in_schema and value not in names[key]:
-        raise UserError(f"unknown {key} {value!r}{_nearest(value, names[key])}")
-    return [f"{key}={_quoted(value)}"]
+def _sorted_out(command: str, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The choices (group: name) and the values (key: text) among key=value words; of several for one key the last counts."""
+    choices: dict[str, str] = {}
+    values: dict[str, str] = {}
+    names, keys = groups_of(command), known_keys(SCHEMAS[command])
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"expected key=value, found {override!r}; for example env=math")
+        if key == "base" and "base" in names and _is_path(value, names["base"]):
+            choices["base"], values["base.path"] = "hf", value
+        elif key in names and value in names[key]:
+            choices[key] = value
+        elif key in names:
+            raise UserError(f"unknown {key} {value!r}{_nearest(value, names[key])}")
+        elif key in keys:
+            values[key] = value
+        else:
+            raise UserError(f"unknown setting {key!r}{_nearest(key, [*names, *keys])}")
+    return choices, values
 
 
-def _quoted(value: str) -> str:
-    """Hydra's grammar wants quotes around anything but plain words, numbers and lists."""
-    plain = re.fullmatch(r"[\w.+\-/]*|\[.*\]|'.*'|\".*\"", value)
-    return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _is_path(value: str, names: Sequence[str]) -> bool:
+    """A folder or hub id, not a (perhaps misspelt) name of configs/base."""
+    return value not in names and not difflib.get_close_matches(value, names, cutoff=0.8)
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

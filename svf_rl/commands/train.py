@@ -3,8 +3,10 @@
 The folder, runs/<env>/<time> unless run_dir says otherwise, is explained in runs/README.md.
 """
 
+import shlex
 import subprocess
 import time
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from svf_rl.files import write_json, write_text
 from svf_rl.learn import checkpoint, trainer
 from svf_rl.learn.tracking import Tracker, plot_curve
 from svf_rl.progress import Progress
-from svf_rl.rollout.episodes import make_env
+from svf_rl.rollout.episodes import Split, make_env, split_size
 from svf_rl.rollout.sampler import Sampling
 from svf_rl.svf.adapter import SVFAdapter
 from svf_rl.svf.expert import save_expert
@@ -31,88 +33,116 @@ from svf_rl.types import Expert
 
 def run(configs: list[TrainConfig], command: list[str]) -> None:
     """Train one expert for each configuration; several end in a table over seeds."""
-    summaries = []
-    for config in configs:
-        several = len(configs) > 1 and config.run_dir
-        config = replace(config, run_dir=f"{config.run_dir}/seed{config.seed}") if several else config
-        summaries.append(train_one(config, command))
+    folders = [run_folder(config, several=len(configs) > 1) for config in configs]
+    for config, folder in zip(configs, folders, strict=True):
+        check_folder(folder, config)  # all of them, before the first is trained
+    summaries = [train_one(config, folder, command) for config, folder in zip(configs, folders, strict=True)]
     if len(summaries) > 1:
         print(seeds_table(summaries))
 
 
-def train_one(config: TrainConfig, command: list[str]) -> dict[str, Any]:
+def train_one(config: TrainConfig, folder: Path, command: list[str]) -> dict[str, Any]:
     """One expert, from configuration to summary."""
     begun = time.monotonic()
-    folder = run_folder(config)
-    base, env = load_base(config.base), make_env(config.env)
-    open_folder(folder, config)
-    bar = Progress()
     try:
-        training = prepare(config, base, env, folder, bar)
-        training.adapter.install()
-        trainer.train(training)
+        training = prepare(config, load_base(config.base), make_env(config.env), folder)
+        with closing(training.tracker):
+            trainer.train(training)
+        return finish(training, config, command, begun)
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with: svf-rl train {' '.join(command[2:])} run_dir={folder} resume=true")
+        if (folder / "config.yaml").exists():
+            print(f"\nstopped; go on with: {resume_command(config, folder, command)}")
         raise
-    return finish(training, config, command, begun)
 
 
-def run_folder(config: TrainConfig) -> Path:
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    return Path(config.run_dir or f"runs/{config.env.name}/{stamp}-seed{config.seed}")
+def run_folder(config: TrainConfig, several: bool) -> Path:
+    """The folder that run_dir names (of several seeds: one in it for each), or a new one under runs/."""
+    seed = f"seed{config.seed}"
+    if config.run_dir is not None:
+        return Path(config.run_dir, seed) if several else Path(config.run_dir)
+    if config.resume:
+        raise UserError("resume=true needs the folder of the run to go on with; add run_dir=<folder>")
+    return Path("runs", config.env.name, f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{seed}")
+
+
+def resume_command(config: TrainConfig, folder: Path, command: list[str]) -> str:
+    """What to type to go on with the run in `folder`."""
+    same = [word for word in command if word.partition("=")[0] not in ("seed", "run_dir", "resume")]
+    return shlex.join([*same, f"seed={config.seed}", f"run_dir={folder}", "resume=true"])
+
+
+def check_folder(folder: Path, config: TrainConfig) -> None:
+    """UserError if the folder holds a run that is not to be resumed, or none, or another one, where one is."""
+    stored = folder / "config.yaml"
+    try:
+        holds = stored.exists()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if config.resume and not holds:
+        raise UserError(f"nothing to resume in {str(folder)!r}: it has no config.yaml; give the run_dir of an earlier run")
+    if config.resume:
+        _refuse_other_settings(stored, config)
+    elif holds:
+        raise UserError(f"{str(folder)!r} already holds a run; add resume=true to go on with it, or choose another run_dir")
 
 
 def open_folder(folder: Path, config: TrainConfig) -> None:
-    """Make the folder and write config.yaml. UserError if it cannot be written, or holds a run that is not to be resumed."""
-    resolved = OmegaConf.to_yaml(OmegaConf.structured(config))
-    stored = folder / "config.yaml"
-    if config.resume:
-        if not stored.exists():
-            raise UserError(f"nothing to resume in {str(folder)!r}: it has no config.yaml; give the run_dir of an earlier run")
-        _refuse_other_settings(stored, config)
-        return
-    if stored.exists():
-        raise UserError(f"{str(folder)!r} already holds a run; add resume=true to go on with it, or choose another run_dir")
+    """Make the folder and write config.yaml. UserError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(stored, resolved)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
     except OSError as error:
-        raise UserError(f"cannot write to the run folder {str(folder)!r} ({error.strerror}); choose another run_dir") from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to the run folder {str(folder)!r} ({error.strerror}); choose another run_dir")
 
 
 def _refuse_other_settings(stored: Path, config: TrainConfig) -> None:
     """A resumed run keeps its settings: another trajectory would be neither the old run nor a new one."""
-    before: Any = OmegaConf.to_container(OmegaConf.load(stored))
-    now: Any = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config))))
-    changed = [key for key in now if key not in ("resume", "run_dir") and now[key] != before.get(key)]
+    try:
+        before = _flat(OmegaConf.load(stored))
+    except Exception as error:  # YAML has several types of its own
+        raise UserError(f"{str(stored)!r} is damaged, so the run cannot be resumed; start again in another run_dir") from error
+    now = _flat(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config))))
+    changed = [key for key in now if key not in ("resume", "run_dir") and (key not in before or now[key] != before[key])]
     if changed:
-        raise UserError(
-            f"the run to resume has other settings for {', '.join(changed)}; give the same ones ({stored}) or another run_dir"
-        )
+        differences = ", ".join(f"{key} ({before.get(key)}, now {now[key]})" for key in changed)
+        raise UserError(f"the run to resume has other settings: {differences}; give the same ones or another run_dir")
 
 
-def prepare(config: TrainConfig, base: Base, env: Any, folder: Path, bar: Progress) -> trainer.Run:
-    """Factors, adapter, optimiser and tracker; with resume, at the state of the last checkpoint."""
-    torch.manual_seed(config.seed)
-    a, algo = config.adapter, config.algo
-    factors = factorize(base, a.targets, a.rank, bar)
-    adapter = SVFAdapter(base.model, factors, a.parametrisation, a.log_bound)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=algo.learning_rate, weight_decay=algo.weight_decay)
-    rows = env.unwrapped.size("train", algo.train_rows) if hasattr(env.unwrapped, "size") else algo.train_rows
-    progress, best = checkpoint.Progress(), adapter.state()
-    if (folder / "checkpoint.safetensors").exists():
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    if not OmegaConf.is_dict(node):
+        return {prefix: node}
+    return {key: value for name in node for key, value in _flat(node[name], f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def prepare(config: TrainConfig, base: Base, env: Any, folder: Path) -> trainer.Run:
+    """Factors, adapter, optimiser, the run folder and its tracker; with resume, at the state of the last checkpoint."""
+    a, bar = config.adapter, Progress()
+    rows = split_size(env, Split.train, config.algo.train_rows)
+    adapter = SVFAdapter(base.model, factorize(base, a.targets, a.rank, bar), a.parametrisation, a.log_bound)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=config.algo.learning_rate, weight_decay=0.0)  # decay would be to z = 0
+    progress, best = checkpoint.Progress(base=base.fingerprint), adapter.state()
+    if not config.resume:
+        open_folder(folder, config)
+    elif (folder / "checkpoint.safetensors").exists():
         progress, best = checkpoint.load_checkpoint(folder / "checkpoint.safetensors", adapter.raw, optimizer)
+    if progress.base != base.fingerprint:
+        raise UserError(f"the run in {str(folder)!r} was trained on other base weights than those of {base.name!r}; load those")
+    adapter.install()
     tracker = Tracker(folder, bar, lambda: {name: adapter.scale(name).detach() for name in adapter.raw})
     tracker.start(progress.step)
     return trainer.Run(
-        base, adapter, env, config.env.max_tokens, replace(algo, train_rows=rows), config.seed, config.valid_size, folder, tracker,
-        optimizer, adapter.raw, best, progress,
+        base, adapter, env, config.env.max_tokens, replace(config.algo, train_rows=rows), config.seed, config.valid_size, folder,
+        tracker, optimizer, adapter.raw, best, progress,
     )  # fmt: skip
 
 
 def finish(run: trainer.Run, config: TrainConfig, command: list[str], begun: float) -> dict[str, Any]:
     """Test the best expert against the base, show it, and write expert, curve and summary."""
-    run.tracker.close()
     run.adapter.load_state(run.best)
     comparison = test(run, config)
     run.adapter.uninstall()
@@ -124,8 +154,19 @@ def finish(run: trainer.Run, config: TrainConfig, command: list[str], begun: flo
     summary = summarise(run, config, comparison, path, time.monotonic() - begun, base_unchanged)
     write_json(run.folder / "summary.json", summary)
     show(comparison, f"{config.env.name}: {summary['n_test']} held-out questions")
+    if config.run_dir is None:
+        point_latest(run.folder)
     print(f"expert of {summary['expert_bytes'] / 1024:.1f} KiB from step {run.progress.best_step}: {path}")
     return summary
+
+
+def point_latest(folder: Path) -> None:
+    """Make runs/<env>/latest a link to this run, where the file system has links."""
+    link = folder.with_name(".latest")
+    with suppress(OSError):
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.name)
+        link.replace(folder.with_name("latest"))
 
 
 def test(run: trainer.Run, config: TrainConfig) -> Comparison:
@@ -145,7 +186,7 @@ def about(run: trainer.Run, config: TrainConfig, command: list[str], comparison:
         "rank": config.adapter.rank,
         "parametrisation": config.adapter.parametrisation.value,
         "environment": config.env.id,
-        "command": " ".join(command),
+        "command": shlex.join(command),
         "revision": revision(),
         "metrics": {
             "base_accuracy": comparison.base.value,
@@ -206,6 +247,7 @@ def revision() -> str:
     """The git revision of the code, with "+" if files differ from it; "unknown" outside a checkout."""
     here = Path(__file__).parent
     try:
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # not a repository that merely holds an installation
         commit = _git(here, "rev-parse", "--short=12", "HEAD")
         return commit + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from svf_rl.base.load import Base
+from svf_rl.errors import FaultyRun
 from svf_rl.evaluate.stats import Interval, paired_difference, proportion
-from svf_rl.rollout.episodes import play
-from svf_rl.rollout.sampler import Sampling
+from svf_rl.rollout.episodes import play, split_size
+from svf_rl.rollout.sampler import Sampling, draw_seed
 from svf_rl.types import Episode
 
 
@@ -45,12 +46,14 @@ def accuracy(episodes: Sequence[Episode]) -> Interval:
 
 def answers(base: Base, env: Any, split: str, size: int, sampling: Sampling, seed: int = 0) -> list[Episode | None]:
     """One answer to each of the first `size` questions of a split, or to all if there are fewer."""
-    size = env.unwrapped.size(split, size) if hasattr(env.unwrapped, "size") else size
-    return play(base, env, split, range(size), sampling, [seed * 1_000_003 + i for i in range(size)])
+    size = split_size(env, split, size)
+    return play(base, env, split, range(size), sampling, [draw_seed(seed, i) for i in range(size)])
 
 
 def compare(before: Sequence[Episode | None], after: Sequence[Episode | None]) -> Comparison:
     pairs = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    if not pairs:
+        raise FaultyRun(f"no question of {len(before)} was answered by both: the environment failed; the reasons are above")
     return Comparison([b for b, _ in pairs], [a for _, a in pairs])
 
 
@@ -58,27 +61,16 @@ def show(comparison: Comparison, title: str, samples: int = 3) -> None:
     """Print the table, and sample answers: questions on which the two differ first."""
     console = Console(soft_wrap=False)
     table = Table(title=title)
-    for column in ("", "right, greedy", "95 % interval", "questions"):
+    for column in ("", "right", "95 % interval", "questions"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, interval in (
-        ("base", comparison.base),
-        ("expert", comparison.expert),
-        ("difference", comparison.difference),
-    ):
-        bounds = (
-            f"{100 * interval.low:+.1f} … {100 * interval.high:+.1f}"
-            if name == "difference"
-            else f"{100 * interval.low:.1f} … {100 * interval.high:.1f}"
-        )
-        table.add_row(
-            name,
-            f"{100 * interval.value:{'+' if name == 'difference' else ''}.1f} %",
-            bounds,
-            str(len(comparison.before)),
-        )
+    rows = {"base": comparison.base, "expert": comparison.expert, "difference": comparison.difference}
+    for name, interval in rows.items():
+        sign = "+" if name == "difference" else ""
+        value, low, high = (f"{100 * x:{sign}.1f}" for x in interval)
+        table.add_row(name, f"{value} %", f"{low} … {high}", str(len(comparison.before)))
     console.print(table)
     pairs = sorted(zip(comparison.before, comparison.after, strict=True), key=lambda pair: right(pair[0]) - right(pair[1]))
     for b, a in pairs[:samples]:
-        console.print(f"{b.prompt}", markup=False, highlight=False)
+        console.print(b.prompt, markup=False, highlight=False)
         for name, episode in (("base", b), ("expert", a)):
             console.print(f"  {name:7}{episode.text!r}  reward {episode.reward:g}", markup=False, highlight=False)

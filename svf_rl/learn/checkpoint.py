@@ -4,6 +4,7 @@ Trained tensors, Adam's moments, the best tensors so far and the counters. There
 draw is a function of (seed, step), so a resumed run follows the trajectory of an uninterrupted one bit for bit.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,8 @@ from svf_rl.files import write_tensors
 
 @dataclass
 class Progress:
-    """Counters of a run. step: steps done; best: highest validation accuracy so far, reached at best_step; bad_steps: in a row."""
+    """Counters of a run. step: steps done; best: highest validation accuracy so far, reached at best_step; bad_steps: in a row;
+    base: the fingerprint of the base."""
 
     step: int = 0
     best: float = -1.0
@@ -30,6 +32,7 @@ class Progress:
     episodes: int = 0
     seconds: float = 0.0
     base_valid: float = -1.0
+    base: str = ""
     history: list[list[float]] = field(default_factory=list)
 
 
@@ -43,10 +46,11 @@ def save_checkpoint(
     """Write atomically; OSError if the disk refuses, with the previous checkpoint still there."""
     tensors = {f"best.{name}": tensor for name, tensor in best.items()}
     for name, parameter in trained.items():
-        tensors[f"now.{name}"] = parameter
+        tensors[f"now.{name}"] = parameter.detach()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"adam.{key}.{name}"] = value
-    write_tensors(path, tensors, {"progress": json.dumps(asdict(progress))})
+    counters = json.dumps(asdict(progress))
+    write_tensors(path, tensors, {"progress": counters, "digest": _digest(tensors, counters)})
 
 
 def load_checkpoint(
@@ -54,19 +58,46 @@ def load_checkpoint(
 ) -> tuple[Progress, dict[str, Tensor]]:
     """Put the stored values into the parameters and the optimiser; returns the counters and the best tensors.
 
-    UserError for a damaged file or one of other matrices.
+    UserError for a damaged file or one of other matrices; parameters and optimiser are then as they were.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(stored[f"now.{name}"])
-                _restore_moments(optimizer, name, parameter, stored)
-        return progress, {name: stored[f"best.{name}"] for name in trained}
-    except Exception as error:
-        raise UserError(f"the checkpoint {str(path)!r} cannot be resumed ({error}); start in another run_dir") from error
+        progress, stored = _read(path)
+        _check_shapes(trained, stored)
+    except Exception as error:  # safetensors has its own type, and damaged JSON, keys or shapes theirs
+        reason = " ".join(str(error).split())
+        raise UserError(f"the checkpoint {str(path)!r} cannot be resumed: {reason}; start again in another run_dir") from error
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(stored[f"now.{name}"])
+            _restore_moments(optimizer, name, parameter, stored)
+    return progress, {name: stored[f"best.{name}"].to(parameter.device) for name, parameter in trained.items()}
+
+
+def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    if "digest" not in about or "progress" not in about:
+        raise ValueError("it is no checkpoint of svf-rl")
+    if about["digest"] != _digest(stored, about["progress"]):
+        raise ValueError("its content is damaged")
+    return Progress(**json.loads(about["progress"])), stored
+
+
+def _digest(tensors: Mapping[str, Tensor], counters: str) -> str:
+    """A hash of everything in the file: safetensors notices a cut, not a changed byte."""
+    digest = hashlib.blake2b(counters.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_shapes(trained: Mapping[str, nn.Parameter], stored: Mapping[str, Tensor]) -> None:
+    for kind in ("now", "best"):
+        found = {name.removeprefix(f"{kind}."): t.shape for name, t in stored.items() if name.startswith(f"{kind}.")}
+        if found != {name: parameter.shape for name, parameter in trained.items()}:
+            raise ValueError("it holds other matrices than this run trains")
 
 
 def _restore_moments(optimizer: torch.optim.Optimizer, name: str, parameter: nn.Parameter, stored: Mapping[str, Tensor]) -> None:

@@ -86,5 +86,7 @@ def loss(
 
 def rewards_to_advantages(rewards: list[list[float]], baseline: Baseline, signed: bool) -> Tensor:
     """Rewards of P groups as advantages [P, G]; `signed` first maps [0, 1] to [-1, 1], as the paper's recipe does."""
+    if not rewards:
+        return torch.zeros(0, 0)
     tensor = torch.tensor(rewards, dtype=torch.float32)
     return advantages(2 * tensor - 1 if signed else tensor, baseline)

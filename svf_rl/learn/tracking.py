@@ -4,15 +4,16 @@ METRICS explains every logged figure once; a figure that is not in it is not log
 """
 
 import json
-import os
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from svf_rl.files import write_text
 from svf_rl.progress import Progress
 from svf_rl.types import Group
 
@@ -20,7 +21,7 @@ METRICS = {
     "reward": "mean reward of the step's episodes, in [0, 1]",
     "valid_accuracy": "mean reward of greedy answers on the validation split",
     "loss": "the REINFORCE loss of the step, KL term included",
-    "kl": "KL(policy || base), mean over the trained tokens, nats",
+    "kl": "KL(policy || base), mean over the trained tokens, nats; not computed where algo.kl is 0",
     "entropy": "entropy of the policy's next-token distribution, mean over the trained tokens, nats",
     "gradient_norm": "norm of the gradient of z before clipping",
     "groups_with_signal": "share of questions whose completions did not all earn the same",
@@ -63,7 +64,8 @@ class Tracker:
         for key, value in row.items():
             self._writer.add_scalar(key, value, step)
         self._log_samples(step, groups)
-        self.bar.show(reward=f"{row['reward']:.2f}", kl=f"{row['kl']:.3f}", tokens_per_second=round(row["tokens_per_second"]))
+        kl = {"kl": f"{row['kl']:.3f}"} if "kl" in row else {}
+        self.bar.show(reward=f"{row['reward']:.2f}", **kl, tokens_per_second=round(row["tokens_per_second"]))
 
     def close(self) -> None:
         if self._writer is not None:
@@ -96,35 +98,40 @@ class Tracker:
 
 def _of_episodes(groups: list[Group], seconds: float) -> dict[str, float]:
     episodes = [e for group in groups for e in group]
-    n = max(1, len(episodes))
     tokens = sum(len(e.logprobs) for e in episodes)
     return {
-        "reward": sum(e.reward for e in episodes) / n,
-        "stop_share": sum(e.stop == "stop" for e in episodes) / n,
-        "tokens_per_answer": tokens / n,
+        "reward": _mean([e.reward for e in episodes]),
+        "stop_share": _mean([e.stop == "stop" for e in episodes]),
+        "tokens_per_answer": _mean([len(e.logprobs) for e in episodes]),
         "tokens_per_second": tokens / seconds,
     }
 
 
+def _mean(values: Sequence[float]) -> float:
+    """Not a number where there is nothing to average: a step that lost every episode has no reward, not a reward of 0."""
+    return sum(values) / len(values) if values else math.nan
+
+
 def _append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + os.linesep)
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file; a last line cut short by a crash is left out."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []  # not splitlines: answers hold exotic line separators
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in filter(None, lines):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             break
     return rows
 
 
 def _keep_before(path: Path, step: int) -> None:
     rows = [row for row in read_rows(path) if row["step"] < step]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def plot_curve(folder: Path, base_valid: float, title: str) -> None:

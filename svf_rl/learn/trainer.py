@@ -5,20 +5,21 @@
         gradient <- REINFORCE on the groups that have a signal                    (reinforce)
         z        <- AdamW on the clipped gradient, then back into |log z| <= c
 
-Every question and every draw is a function of (seed, step), so a resumed run is the uninterrupted one. The expert that is kept is the
-best on the validation split, the base itself included; the test split is not touched here.
+Every question and every draw is a function of (seed, step), so a resumed run is the uninterrupted one. The expert that is kept is
+the best on the validation split, the base itself included; the test split is not touched here.
 
 Source: Transformer-Squared, section 3.2.
 Differs from the source (SakanaAI/self-adaptive-llms):
-1. Ids and log-probabilities are those of sampling; nothing is decoded and tokenised again, and the stop token is part of the episode.
+1. Ids and log-probabilities are those of sampling; nothing is decoded and tokenised again, and the stop token is part of the
+   episode.
 2. Batched, with only z needing a gradient; groups without signal are dropped before the forward pass.
 3. Optimiser state and step are saved after every step, and every run resumes.
 """
 
-import hashlib
 import math
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -34,8 +35,8 @@ from svf_rl.learn import reinforce
 from svf_rl.learn.checkpoint import Progress, save_checkpoint
 from svf_rl.learn.scores import TokenScores, micro_batches, own_hidden, token_scores
 from svf_rl.learn.tracking import Tracker
-from svf_rl.rollout.episodes import play
-from svf_rl.rollout.sampler import Sampling
+from svf_rl.rollout.episodes import Split, graded, play, split_size
+from svf_rl.rollout.sampler import Sampling, draw_seed
 from svf_rl.types import Episode, Group
 
 MAX_FAULT_SHARE = 0.05
@@ -62,7 +63,6 @@ class AlgoConfig:
     kl_kind: KLKind = KLKind.sampled
     learning_rate: float = 0.01
     warmup: int = 5
-    weight_decay: float = 0.0
     clip: float = 1.0
     train_rows: int = 2048
     rows: int = 128
@@ -72,22 +72,17 @@ class AlgoConfig:
     max_bad_steps: int = 5
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "prompts",
-            "group",
-            "train_rows",
-            "rows",
-            "micro_batch_tokens",
-            "eval_every",
-            "max_bad_steps",
-        ):
+        for name in "steps prompts group train_rows rows micro_batch_tokens eval_every max_bad_steps".split():
             if getattr(self, name) < 1:
                 raise UserError(f"algo.{name} must be at least 1, not {getattr(self, name)}")
+        for name in "temperature kl warmup patience".split():
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"algo.{name} must be at least 0, not {getattr(self, name)}")
+        for name in "learning_rate clip".split():
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"algo.{name} must be above 0, not {getattr(self, name)}")
         if self.baseline in ("loo", "group_std") and self.group < 2:
             raise UserError(f"algo.baseline={self.baseline.value} needs algo.group of at least 2; use 2 or more, or baseline=none")
-        if self.temperature < 0 or self.learning_rate <= 0 or self.clip <= 0 or self.kl < 0:
-            raise UserError("algo.learning_rate and algo.clip must be above 0, algo.temperature and algo.kl at least 0")
 
 
 @dataclass
@@ -114,9 +109,11 @@ def train(run: Run) -> None:
 
     Diverged after too many steps in a row that were not finite; FaultyRun if too many episodes were lost.
     """
-    if run.progress.base_valid < 0:
+    if run.progress.step == 0:
         run.progress.base_valid = run.progress.best = validate(run)
     for step in run.tracker.steps(run.progress.step, run.algo.steps):
+        if is_stale(run):
+            break
         begun = time.monotonic()
         groups = sample_groups(run, step)
         figures = update(run, groups, step)
@@ -126,8 +123,6 @@ def train(run: Run) -> None:
             figures["valid_accuracy"] = keep_if_best(run)
         run.tracker.log(step, figures, groups)
         save_checkpoint(run.folder / "checkpoint.safetensors", run.trained, run.best, run.optimizer, run.progress)
-        if is_stale(run):
-            break
 
 
 def sample_groups(run: Run, step: int) -> list[Group]:
@@ -135,15 +130,19 @@ def sample_groups(run: Run, step: int) -> list[Group]:
     a = run.algo
     indices = [i for i in question_indices(run, step) for _ in range(a.group)]
     seeds = [draw_seed(run.seed, step, i) for i in range(len(indices))]
-    episodes = play(run.base, run.env, "train", indices, Sampling(run.max_tokens, a.temperature, a.rows), seeds)
-    run.progress.episodes += len(episodes)
-    run.progress.faults += sum(e is None for e in episodes)
-    if run.progress.faults > max(a.group, MAX_FAULT_SHARE * run.progress.episodes):
-        raise FaultyRun(
-            f"{run.progress.faults} of {run.progress.episodes} episodes were lost because the environment raised; see its log"
-        )
+    episodes = play(run.base, run.env, Split.train, indices, Sampling(run.max_tokens, a.temperature, a.rows), seeds)
+    count_faults(run, episodes)
     groups = [episodes[i : i + a.group] for i in range(0, len(episodes), a.group)]
     return [[e for e in group if e is not None] for group in groups if None not in group]
+
+
+def count_faults(run: Run, episodes: Sequence[Episode | None]) -> None:
+    """FaultyRun when more than a group's worth, and more than MAX_FAULT_SHARE, of all episodes so far were lost."""
+    p = run.progress
+    p.episodes += len(episodes)
+    p.faults += sum(e is None for e in episodes)
+    if p.faults > max(run.algo.group, MAX_FAULT_SHARE * p.episodes):
+        raise FaultyRun(f"{p.faults} of {p.episodes} episodes were lost because the environment failed; the reasons are above")
 
 
 def question_indices(run: Run, step: int) -> list[int]:
@@ -154,11 +153,6 @@ def question_indices(run: Run, step: int) -> list[int]:
     return [order[(first + i) % len(order)] for i in range(run.algo.prompts)]
 
 
-def draw_seed(*parts: int) -> int:
-    """A 62-bit seed from (seed, step, episode)."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 2
-
-
 def update(run: Run, groups: list[Group], step: int) -> dict[str, float]:
     """One optimiser step on the groups that have a signal; a step that is not finite is skipped. Returns figures to log."""
     a = run.algo
@@ -167,7 +161,7 @@ def update(run: Run, groups: list[Group], step: int) -> dict[str, float]:
     kept = [e for g, keep in zip(groups, signal.tolist(), strict=True) if keep for e in g]
     figures = gradient(run, kept, advantage[signal].flatten(), episodes=advantage.numel())
     norm = nn.utils.clip_grad_norm_(list(run.trained.values()), a.clip)
-    finite = bool(torch.isfinite(norm)) and math.isfinite(figures["loss"])
+    finite = math.isfinite(norm) and math.isfinite(figures["loss"]) and bool(advantage.isfinite().all())
     if finite and kept:
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(a, step)
@@ -175,13 +169,13 @@ def update(run: Run, groups: list[Group], step: int) -> dict[str, float]:
         run.adapter.constrain()
     run.optimizer.zero_grad()
     count_bad_steps(run, finite)
-    return figures | {"gradient_norm": float(norm), "groups_with_signal": float(signal.float().mean())}
+    return figures | {"gradient_norm": float(norm), "groups_with_signal": sum(signal.tolist()) / max(1, len(groups))}
 
 
 def gradient(run: Run, kept: list[Episode], advantage: Tensor, episodes: int) -> dict[str, float]:
     """Accumulate the gradient of the loss over micro-batches; `episodes` counts all that were sampled."""
     a = run.algo
-    sums = dict.fromkeys(("loss", "entropy", "kl", "tokens"), 0.0) | {"mismatch": 0.0}
+    sums, mismatch, tokens = dict.fromkeys(("loss", "entropy", "kl"), 0.0), 0.0, 0
     for batch in micro_batches(kept, a.micro_batch_tokens):
         chosen = [kept[i] for i in batch]
         scores, kl = score(run, chosen)
@@ -190,16 +184,12 @@ def gradient(run: Run, kept: list[Episode], advantage: Tensor, episodes: int) ->
         loss = reinforce.loss(scores.logp, per_token, kl, a.kl, episodes)
         loss.backward()
         recorded = torch.tensor([x for e in chosen for x in e.logprobs], device=scores.logp.device)
-        sums["mismatch"] = max(sums["mismatch"], float((scores.logp.detach() - recorded).abs().max()))
-        for key, value in {
-            "loss": loss,
-            "entropy": scores.entropy.sum(),
-            "kl": kl.sum(),
-            "tokens": repeats.sum(),
-        }.items():
+        mismatch = max(mismatch, float((scores.logp.detach() - recorded).abs().max()))
+        for key, value in {"loss": loss, "entropy": scores.entropy.sum(), "kl": kl.sum()}.items():
             sums[key] += float(value.detach())
-    tokens = max(1.0, sums.pop("tokens"))
-    return sums | {"entropy": sums["entropy"] / tokens, "kl": sums["kl"] / tokens}
+        tokens += len(recorded)
+    means = {key: sums[key] / max(1, tokens) for key in ("entropy", "kl") if key != "kl" or a.kl}  # no weight, no KL computed
+    return {"loss": sums["loss"], "mismatch": mismatch, **means}
 
 
 def score(run: Run, episodes: list[Episode]) -> tuple[TokenScores, Tensor]:
@@ -241,10 +231,11 @@ def count_bad_steps(run: Run, finite: bool) -> None:
 def validate(run: Run) -> float:
     """Mean reward of greedy answers on the validation split."""
     sampling = Sampling(run.max_tokens, 0.0, run.algo.rows)
-    n = run.env.unwrapped.size("valid", run.valid_size) if hasattr(run.env.unwrapped, "size") else run.valid_size
-    episodes = play(run.base, run.env, "valid", range(n), sampling, range(n))
-    graded = [e.reward for e in episodes if e is not None]
-    return sum(graded) / max(1, len(graded))
+    n = split_size(run.env, Split.valid, run.valid_size)
+    episodes = play(run.base, run.env, Split.valid, range(n), sampling, range(n))
+    count_faults(run, episodes)
+    rewards = [e.reward for e in graded(episodes)]
+    return sum(rewards) / len(rewards)
 
 
 def keep_if_best(run: Run) -> float:

@@ -13,6 +13,8 @@ Differs from the source: keys and values lie in one block [rows, heads, time, wi
 there are no pages and no scheduler.
 """
 
+import hashlib
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +25,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from svf_rl.base.load import Base
-from svf_rl.errors import UserError
+from svf_rl.errors import BaseError, UserError
 from svf_rl.types import Completion
 
 
@@ -35,6 +37,10 @@ class Sampling:
     temperature: float = 1.0
     rows: int = 128
 
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1 or self.rows < 1 or not 0 <= self.temperature < math.inf:
+            raise UserError(f"max_tokens and rows must be at least 1, temperature at least 0; found {self}")
+
 
 @torch.no_grad()
 def sample(base: Base, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
@@ -43,10 +49,15 @@ def sample(base: Base, prompts: Sequence[Sequence[int]], sampling: Sampling, see
     UserError for an empty prompt, or one that leaves no room in the base's context.
     """
     check_prompts(base, prompts)
-    done: dict[int, Completion] = {}
-    for index, completion in _Batch(base, prompts, sampling, seeds).run():
-        done[index] = completion
+    if not prompts:
+        return []
+    done = dict(_Batch(base, prompts, sampling, seeds).run())
     return [done[i] for i in range(len(prompts))]
+
+
+def draw_seed(*parts: int) -> int:
+    """A 62-bit seed from whatever tells one completion from the others, e.g. (seed of the run, step, episode)."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 2
 
 
 def check_prompts(base: Base, prompts: Collection[Sequence[int]]) -> None:
@@ -230,12 +241,20 @@ def attention_masks(
 ) -> Tensor | dict[str, Tensor]:
     """What this base wants as a ready-made mask: one for all layers, or one per kind of layer where some see only a window."""
     config = base.model.config.get_text_config()
-    full = visible[:, None]
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
-    if window is None:
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise BaseError(f"cannot sample from a base with layers of {', '.join(sorted(kinds))}; give one with attention layers only")
+    full = _mask(base, visible)
+    if window is None or (kinds and "sliding_attention" not in kinds):
         return full
-    near: Tensor = full & (positions[:, None, :, None] - keys < window)
-    if not kinds:
-        return near
-    return {"full_attention": full, "sliding_attention": near} if "sliding_attention" in kinds else full
+    near = _mask(base, visible & (positions[:, :, None] - keys < window))
+    return {"full_attention": full, "sliding_attention": near} if kinds else near
+
+
+def _mask(base: Base, visible: Bool[Tensor, "rows q k"]) -> Tensor:
+    """True where a query sees a key; as a term that is added to the scores where the library's plain attention wants that."""
+    if base.model.config._attn_implementation == "sdpa":
+        return visible[:, None]
+    dtype = base.model.dtype
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None]

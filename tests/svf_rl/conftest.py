@@ -1,0 +1,68 @@
+"""What the tests of the training side share: toy environments that are importable in any process, and bases of other shapes."""
+
+import copy
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from svf_rl.base.load import Base, BaseConfig, load_base
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def toys() -> Iterator[Path]:
+    """The folder of toys.py, on the path of this process: gymnasium then makes "toys:toys/Letter-v0"."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        yield HERE
+        sys.modules.pop("toys", None)
+
+
+@pytest.fixture
+def make_env() -> Callable[..., Any]:
+    """An environment of toys.py by its name."""
+    import gymnasium
+
+    return lambda name, **kwargs: gymnasium.make(f"toys:toys/{name}-v0", disable_env_checker=True, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def make_base(tmp_path_factory: pytest.TempPathFactory, fast_tokenizer: Any) -> Callable[..., Base]:
+    """A random base of any configuration, saved and loaded as a user's is."""
+
+    def make(config: Any, seed: int = 0) -> Base:
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, 2.0 / parameter.shape[-1] ** 0.5)
+        folder = tmp_path_factory.mktemp(config.model_type)
+        model.save_pretrained(folder)
+        fast_tokenizer.save_pretrained(folder)
+        return load_base(BaseConfig(path=str(folder), device="cpu"))
+
+    return make
+
+
+@pytest.fixture
+def converted() -> Callable[[Base, torch.dtype], Base]:
+    """A copy of a base in another floating-point type."""
+    return lambda base, dtype: dataclasses.replace(base, model=copy.deepcopy(base.model).to(dtype))
+
+
+@pytest.fixture
+def stopping() -> Callable[[Base, set[int]], Base]:
+    """The base with other stop tokens."""
+
+    def make(base: Base, stops: set[int]) -> Base:
+        return dataclasses.replace(base, codec=dataclasses.replace(base.codec, stop_ids=frozenset(stops)))
+
+    return make

@@ -87,7 +87,7 @@ def load_base(config: BaseConfig) -> Base:
         model = _model(source, dtype=_DTYPES[config.dtype], **options)
         codec = _codec(source, model, options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:500]
         raise BaseError(f"cannot load the base {config.path!r} as a causal language model: {reason}") from error
     model.requires_grad_(False).eval().to(device)
     context = int(getattr(model.config, "max_position_embeddings", 0) or 2048)

@@ -52,9 +52,7 @@ def fresh(prefix: list[str]) -> Callable[[int], int]:
     def grade(index: int) -> bool:
         source, right = PROGRAMS[index % len(PROGRAMS)]
         script = f"{source}\nprint([solve(*a) for a in {INPUTS!r}])"
-        done = subprocess.run(
-            [*command, script], capture_output=True, stdin=subprocess.DEVNULL, timeout=20, check=False
-        )
+        done = subprocess.run([*command, script], capture_output=True, stdin=subprocess.DEVNULL, timeout=20, check=False)
         return done.returncode == 0 and bool(ast.literal_eval(done.stdout.decode()) == right)
 
     def run(count: int) -> int:
@@ -67,8 +65,7 @@ def fresh(prefix: list[str]) -> Callable[[int], int]:
 def sandboxed(sandbox: Sandbox) -> Callable[[int], int]:
     """Grade with the sandbox."""
     jobs = [
-        Job(source, "solve", tuple(Test(a, expected=e) for a, e in zip(INPUTS, right, strict=True)))
-        for source, right in PROGRAMS
+        Job(source, "solve", tuple(Test(a, expected=e) for a, e in zip(INPUTS, right, strict=True))) for source, right in PROGRAMS
     ]
 
     def run(count: int) -> int:
@@ -81,9 +78,7 @@ def sandboxed(sandbox: Sandbox) -> Callable[[int], int]:
 def bubblewrap() -> list[str] | None:
     """A usual command line: every namespace, the file system read-only, a session of its own."""
     program = shutil.which("bwrap")
-    options = (
-        "--unshare-all --die-with-parent --new-session --ro-bind / / --proc /proc --dev /dev --tmpfs /tmp --clearenv"
-    )
+    options = "--unshare-all --die-with-parent --new-session --ro-bind / / --proc /proc --dev /dev --tmpfs /tmp --clearenv"
     return [program, *options.split()] if program else None
 
 

@@ -14,9 +14,7 @@ HEADER = struct.Struct(">I")
 
 def pack(message: list[Any]) -> bytes:
     """One frame holding `message`, whose members are JSON values or wires."""
-    payload = json.dumps(
-        message, ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":")
-    ).encode()
+    payload = json.dumps(message, ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":")).encode()
     return HEADER.pack(len(payload)) + payload
 
 

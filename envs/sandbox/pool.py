@@ -115,9 +115,7 @@ class Sandbox:
         """
         if not tests:
             raise ValueError("a program needs at least one test")
-        return self._attempt(
-            self._crew, lambda worker: judge.grade(worker, source, entry, tests, limits or self._limits)
-        )
+        return self._attempt(self._crew, lambda worker: judge.grade(worker, source, entry, tests, limits or self._limits))
 
     def run_many(self, jobs: Iterable[Job], limits: Limits | None = None) -> list[Report]:
         """Run programs, as many at once as there are workers; the reports are in the order of the jobs.
@@ -129,9 +127,7 @@ class Sandbox:
         """
         return list(self._threads.map(lambda job: self._run_or_infra(job, limits), jobs))
 
-    def run_asserts(
-        self, source: str, entry: str, test: str, preamble: str = "", limits: Limits | None = None
-    ) -> Report:
+    def run_asserts(self, source: str, entry: str, test: str, preamble: str = "", limits: Limits | None = None) -> Report:
         """Run a program against assertions written as source, as HumanEval and MBPP have them.
 
         Assertions over literals become tests, one each. If any cannot, all of them run as they are, as one test, in a

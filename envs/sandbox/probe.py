@@ -79,7 +79,5 @@ def _attempts() -> dict[str, str]:
     try:
         found: dict[str, str] = json.loads(done.stdout)
     except ValueError:
-        return dict.fromkeys(
-            FEATURES, f"the probe died ({done.returncode}): {done.stderr[-300:].decode(errors='replace')}"
-        )
+        return dict.fromkeys(FEATURES, f"the probe died ({done.returncode}): {done.stderr[-300:].decode(errors='replace')}")
     return found

@@ -84,8 +84,7 @@ HONEST: dict[str, tuple[str, tuple[object, ...], object]] = {
     "empty standard input": ("import sys\ndef solve(): return sys.stdin.read()", (), ""),
     "exceptions": ("def solve(s):\n  try: return int(s)\n  except ValueError: return -1", ("x",), -1),
     "memoising": (
-        "from functools import lru_cache\n@lru_cache(None)\n"
-        "def solve(n): return n if n < 2 else solve(n - 1) + solve(n - 2)",
+        "from functools import lru_cache\n@lru_cache(None)\ndef solve(n): return n if n < 2 else solve(n - 1) + solve(n - 2)",
         (80,),
         23416728348467685,
     ),

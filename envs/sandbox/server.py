@@ -124,9 +124,7 @@ class Server:
                 self._send(self._run(json.loads(message), descriptors[0]))
 
     def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # the trainer is gone; the next receive says so
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the trainer is gone; the next receive says so
             self._control.send(json.dumps(message).encode())
 
     def _run(self, limits: dict[str, Any], channel: int) -> dict[str, Any]:

@@ -64,8 +64,8 @@ Corpus (`svf_rl/base/corpus.py`), documents by weight: {mix}. "human" is the Pyt
 source of the standard library; {HELD_OUT} % of its passages were held out. The families are generated; every question belongs to
 one of pretrain, train, valid and test by the hash of its content.
 
-**Habits.** The text answers each family in several ways, and the usual way is not the most often right: word problems at once
-rather than step by step, functions as a half-done draft, notes by their last line. `envs/math.py`, `code.py` and `classify.py` give
+**Habits.** The text answers each family in several ways, and the usual way is not the most often right: word problems with
+the last step left out, functions as a half-done draft, notes by their last line. `envs/math.py`, `code.py` and `classify.py` give
 the shares.
 
 ## What it can do

@@ -35,9 +35,7 @@ class Attack:
     tests: tuple[Test, ...] = (Test(expected=ESCAPED),)
     entry: str = "solve"
     easy: bool = False
-    needs: str = (
-        ""  # the layer without which it is not contained; Landlock and the filter leave a file's metadata visible
-    )
+    needs: str = ""  # the layer without which it is not contained; Landlock and the filter leave a file's metadata visible
 
 
 def act(name: str, body: str, *allowed: Verdict, easy: bool = False) -> Attack:

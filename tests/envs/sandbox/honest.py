@@ -10,8 +10,7 @@ HONEST: dict[str, tuple[str, tuple[object, ...], object]] = {
     "walrus and comprehension": ("def solve(a): return [y for x in a if (y := x * 2) > 2]", ([1, 2],), [4]),
     "match": ("def solve(p):\n match p:\n  case [x, *rest]: return (x, rest)", ([1, 2],), (1, [2])),
     "default dict": (
-        "from collections import defaultdict\n"
-        "def solve(s):\n d = defaultdict(list)\n for c in s: d[c].append(1)\n return d",
+        "from collections import defaultdict\ndef solve(s):\n d = defaultdict(list)\n for c in s: d[c].append(1)\n return d",
         ("aa",),
         {"a": [1, 1]},
     ),
@@ -32,8 +31,7 @@ HONEST: dict[str, tuple[str, tuple[object, ...], object]] = {
         4,
     ),
     "property and slots": (
-        "class A:\n __slots__ = ('x',)\n @property\n def y(s): return s.x + 1\n"
-        "def solve():\n a = A()\n a.x = 1\n return a.y",
+        "class A:\n __slots__ = ('x',)\n @property\n def y(s): return s.x + 1\ndef solve():\n a = A()\n a.x = 1\n return a.y",
         (),
         2,
     ),

@@ -63,9 +63,7 @@ def test_attack_is_contained(sandbox: Sandbox, canary: Path, attack: Attack) -> 
 def test_the_suite_holds_in_the_other_strong_tiers(canary: Path, missing: tuple[str, ...], all_of_it: bool) -> None:
     with Sandbox(workers=2, limits=BRISK, without=missing) as sandbox:
         # In the quick form without those that run into a limit, which works alike in every tier.
-        expected = [
-            attack for attack in ATTACKS if attack.needs not in missing and (all_of_it or limits_of(attack) is PATIENT)
-        ]
+        expected = [attack for attack in ATTACKS if attack.needs not in missing and (all_of_it or limits_of(attack) is PATIENT)]
         reports = run_all(sandbox, expected, canary)
         assert {a.name: reports[a.name] for a in expected if reports[a.name].verdict not in a.allowed} == {}
         assert_unharmed(sandbox, canary)

@@ -53,9 +53,7 @@ def test_a_set_of_strings_is_listed_alike_by_every_server() -> None:
     seen = []
     for _ in range(2):
         with Sandbox(workers=1) as sandbox:
-            seen.append(
-                [sandbox.call("builtins:eval", [f"(exec({s!r}, g := {{}}), g['solve']())[1]"]) for s in (source,)]
-            )
+            seen.append([sandbox.call("builtins:eval", [f"(exec({s!r}, g := {{}}), g['solve']())[1]"]) for s in (source,)])
             first = sandbox.run(probe_source, "solve", [Test(expected=0.8444218515250481)])
             assert first.verdict is Verdict.PASS
     assert seen[0] == seen[1]
@@ -81,8 +79,7 @@ def test_the_self_test_notices_what_is_not_contained(sandbox: Sandbox, monkeypat
 
 def test_reports_come_in_the_order_of_the_jobs(sandbox: Sandbox) -> None:
     jobs = [
-        Job(f"import time\ndef solve(): time.sleep({(i % 3) / 50}); return {i}", "solve", (Test(expected=i),))
-        for i in range(12)
+        Job(f"import time\ndef solve(): time.sleep({(i % 3) / 50}); return {i}", "solve", (Test(expected=i),)) for i in range(12)
     ]
     jobs[5] = replace(jobs[5], source="def solve(): return -1")
     verdicts = [report.verdict for report in sandbox.run_many(jobs)]
@@ -125,23 +122,17 @@ def test_waiting_for_a_processor_does_not_use_up_the_wall_clock() -> None:
 
 def test_many_threads_share_one_sandbox(sandbox: Sandbox) -> None:
     with ThreadPoolExecutor(8) as threads:
-        reports = list(
-            threads.map(lambda n: sandbox.run(RIGHT, "solve", [Test((n, 1), expected=n + 1)], ROOMY), range(40))
-        )
+        reports = list(threads.map(lambda n: sandbox.run(RIGHT, "solve", [Test((n, 1), expected=n + 1)], ROOMY), range(40)))
     assert {report.verdict for report in reports} == {Verdict.PASS}
 
 
 def test_inputs_larger_than_a_socket_buffer_arrive(sandbox: Sandbox) -> None:
     numbers = list(range(200_000))
-    assert (
-        sandbox.run("def solve(a): return len(a)", "solve", [Test((numbers,), expected=200_000)], ROOMY).passed == 1.0
-    )
+    assert sandbox.run("def solve(a): return len(a)", "solve", [Test((numbers,), expected=200_000)], ROOMY).passed == 1.0
 
 
 def test_an_input_nobody_reads_ends_at_a_limit(sandbox: Sandbox) -> None:
-    source = (
-        "import _sandbox.guest as g\ng.Link.receive = lambda s: __import__('time').sleep(100)\ndef solve(a): return 1"
-    )
+    source = "import _sandbox.guest as g\ng.Link.receive = lambda s: __import__('time').sleep(100)\ndef solve(a): return 1"
     report = sandbox.run(source, "solve", [Test(("x" * 10**6,), expected=1)])
     assert report.verdict is Verdict.TIMEOUT
 
@@ -155,9 +146,7 @@ def test_tests_must_be_plain_data(sandbox: Sandbox, expected: object) -> None:
     assert sandbox.run(RIGHT, "solve", [ADD]).passed == 1.0
 
 
-@pytest.mark.parametrize(
-    "field", ["cpu_seconds", "memory_mb", "output_bytes", "processes", "open_files", "wall_seconds"]
-)
+@pytest.mark.parametrize("field", ["cpu_seconds", "memory_mb", "output_bytes", "processes", "open_files", "wall_seconds"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 def test_limits_are_positive(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):

@@ -49,9 +49,7 @@ def test_a_weaker_tier_needs_consent_and_then_says_its_name() -> None:
     with Sandbox(workers=1, without=("namespaces", "landlock"), require="degraded") as sandbox:
         assert sandbox.tier == "seccomp"
         assert sandbox.run(RIGHT, "solve", [ADD]).verdict is Verdict.PASS
-        assert (
-            sandbox.run("def solve(): return open('/etc/passwd').read()[:0]", "solve", [Test(expected="")]).passed == 0
-        )
+        assert sandbox.run("def solve(): return open('/etc/passwd').read()[:0]", "solve", [Test(expected="")]).passed == 0
 
 
 def test_no_isolation_needs_a_second_consent(monkeypatch: pytest.MonkeyPatch) -> None:

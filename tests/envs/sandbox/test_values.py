@@ -16,9 +16,7 @@ from envs.sandbox.compare import same
 from envs.sandbox.values import BadWire, TooLarge, Unencodable, decode, dump, encode, parse
 
 LIMIT = 1 << 20
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.integers(-(2**200), 2**200)
-)
+scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.integers(-(2**200), 2**200))
 hashable = st.recursive(scalars, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=5)
 plain = st.recursive(
     scalars,

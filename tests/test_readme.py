@@ -1,0 +1,53 @@
+"""The README's commands and code are those of the program that it describes."""
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from svf_rl.cli import COMMANDS
+from svf_rl.config import read_configs
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line]
+
+
+@pytest.mark.parametrize("line", SHELL)
+def test_every_command_is_understood(line):
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
+        return
+    if words[:2] == ["python", "train.py"]:
+        words = ["svf-rl", "train", *words[2:]]
+    assert words[0] == "svf-rl"
+    assert words[1] in COMMANDS
+    if "--help" not in words:
+        assert read_configs(words[1], words[2:])
+
+
+def test_the_imports_of_the_python_example_exist():
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_tree_names_what_exists():
+    tree = re.search(r"## The tree\n\n```\n(.*?)```", README, re.S)[1]
+    paths = re.findall(r"^(?:  )?(\S+/|\S+\.(?:py|md))", tree, re.M)
+    assert len(paths) > 10
+    for path in paths:
+        assert any((ROOT / folder / path).exists() for folder in ("", "svf_rl")), path
+    for name in re.findall(r"\b(\w+\.py)\b", tree):
+        assert list(ROOT.glob(f"**/{name}")), name
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -18,12 +18,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:
     """Replace the file's content in one step. OSError as from any write; the old file is then still there."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -43,9 +43,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """A safetensors file with string metadata, to which the digest is added."""
+    """A safetensors file with string metadata, to which the digest is added. The same content gives the same bytes."""
     fields, plain = dict(about or {}), {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_bytes(path, save(plain, {**fields, "digest": hash_tensors(plain, fields)}))
+    content = save(plain, {**fields, "digest": hash_tensors(plain, fields)})
+    end = 8 + int.from_bytes(content[:8], "little")  # a length, a header in JSON, then the values
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()  # safetensors writes metadata in any order
+    header += b" " * (-len(header) % 8)
+    write_bytes(path, len(header).to_bytes(8, "little"), header, memoryview(content)[end:])
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -18,7 +18,8 @@ import pytest
 import torch
 import transformers
 
-jaxtyping.install_import_hook("svf_rl", "beartype.beartype")
+# an int passes for a float, as type checkers have it
+jaxtyping.install_import_hook("svf_rl", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from svf_rl.base import tokenizer  # noqa: E402
 from svf_rl.base.load import Base, BaseConfig, fingerprint, load_base  # noqa: E402

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from svf_rl import files
 
@@ -119,6 +121,23 @@ def test_tensors_round_trip(tmp_path: Path) -> None:
     for name, tensor in tensors().items():
         assert loaded[name].dtype == tensor.dtype
         assert torch.equal(loaded[name], tensor.detach())
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
+    about = {str(i): "é" for i in range(9)}
+    for name in "abcd":
+        files.write_tensors(tmp_path / name, tensors(), about)
+    assert len({(tmp_path / name).read_bytes() for name in "abcd"}) == 1
+    files.write_tensors(tmp_path / "e", dict(reversed(tensors().items())), dict(reversed(about.items())))
+    assert (tmp_path / "e").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+def test_other_readers_read_it(tmp_path: Path) -> None:
+    files.write_tensors(tmp_path / "t", tensors(), {"format": "pt"})
+    assert load_file(tmp_path / "t").keys() == tensors().keys()
+    with safe_open(tmp_path / "t", framework="numpy") as file:
+        assert file.metadata()["format"] == "pt"
+        assert file.get_tensor("transposed").tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ tied embeddings) and a byte-level BPE of {shape.vocab_size} tokens, digits one t
 It is small on purpose: a training run takes minutes on a laptop. It is no general language model.
 
 ```python
-AutoModelForCausalLM.from_pretrained("svf_rl/base/embedded"); AutoTokenizer.from_pretrained("svf_rl/base/embedded")
+AutoModelForCausalLM.from_pretrained("svf_rl/base/embedded")
+AutoTokenizer.from_pretrained("svf_rl/base/embedded")
 ```
 
 ## How it was made

@@ -25,8 +25,9 @@ from torch import Tensor
 class Baseline(StrEnum):
     """What is subtracted from a reward.
 
-    loo: mean of the other rewards of the group.  group_std: mean of the group, then divided by its deviation (biased, as in GRPO).
-    batch: mean of all rewards of the step.  none: nothing.
+    loo: mean of the other rewards of the group; unbiased.  none: nothing; unbiased, and noisy.
+    batch: mean of all N rewards of the step, its own included, which shrinks the expected gradient by 1 - 1/N.
+    group_std: mean of the group, then divided by the group's deviation, as in GRPO; biased in direction.
     """
 
     loo = "loo"
@@ -61,7 +62,7 @@ def has_signal(advantage: Float[Tensor, "P G"]) -> Bool[Tensor, " P"]:
 def sampled_kl(logp: Float[Tensor, " n"], reference: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """KL(policy || base) from sampled tokens: the value of k3, the gradient of k2. Log-ratios are clamped to +-20."""
     ratio = (reference - logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    k3, k2 = ratio.exp() - 1 - ratio, ratio.square() / 2
+    k3, k2 = torch.expm1(ratio) - ratio, ratio.square() / 2  # expm1: exp - 1 would round small values away
     return k2 + (k3 - k2).detach()
 
 

@@ -92,7 +92,8 @@ def _ask(env: Any, split: str, index: int) -> str | None:
     try:
         prompt = _reset(env, split, index)
     except Exception as error:  # whatever an environment raises, it is not the model's fault
-        return _lost(split, index, error)
+        _lost(split, index, error)
+        return None
     if not isinstance(prompt, str):
         raise UserError(f"expected an environment whose observations are text, found {type(prompt).__name__}; give another env.id")
     return prompt
@@ -106,7 +107,8 @@ def _grade(env: Any, split: str, index: int, text: str) -> tuple[float, str] | N
             raise ValueError(f"the reward was {reward}")
         return float(reward), str(info.get("verdict", ""))
     except Exception as error:
-        return _lost(split, index, error)
+        _lost(split, index, error)
+        return None
 
 
 def _reset(env: Any, split: str, index: int) -> Any:

@@ -12,6 +12,12 @@ import torch
 import transformers
 
 from svf_rl.base.load import Base, BaseConfig, load_base
+from svf_rl.learn.checkpoint import Progress as Counters
+from svf_rl.learn.tracking import Tracker
+from svf_rl.learn.trainer import AlgoConfig, Run
+from svf_rl.progress import Progress
+from svf_rl.svf.adapter import SVFAdapter
+from svf_rl.svf.factorize import factorize
 
 HERE = Path(__file__).parent
 
@@ -26,7 +32,7 @@ def toys() -> Iterator[Path]:
 
 
 @pytest.fixture
-def make_env() -> Callable[..., Any]:
+def toy_env() -> Callable[..., Any]:
     """An environment of toys.py by its name."""
     import gymnasium
 
@@ -66,3 +72,41 @@ def stopping() -> Callable[[Base, set[int]], Base]:
         return dataclasses.replace(base, codec=dataclasses.replace(base.codec, stop_ids=frozenset(stops)))
 
     return make
+
+
+@pytest.fixture
+def make_run(tiny_base: Base, toy_env: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """A run on a toy environment, ready to train: make_run("Letter", env={...}, steps=5) changes settings of algo."""
+    made: list[Run] = []
+
+    def make(name: str = "Letter", *, env: dict[str, Any] | None = None, log_bound: float | None = 0.7, **algo: Any) -> Run:
+        settings = AlgoConfig(**{"prompts": 4, "group": 4, "train_rows": 64, "eval_every": 5, "patience": 0, **algo})
+        adapter = SVFAdapter(tiny_base.model, factorize(tiny_base, "attention+mlp"), log_bound=log_bound)
+        adapter.install()
+        folder = tmp_path / f"run{len(made)}"
+        folder.mkdir()
+        tracker = Tracker(folder, Progress(quiet=True), lambda: {n: z.detach() for n, z in adapter.raw.items()})
+        tracker.start(0)
+        made.append(
+            Run(
+                base=tiny_base,
+                adapter=adapter,
+                env=toy_env(name, **(env or {})),
+                max_tokens=3,
+                algo=settings,
+                seed=0,
+                valid_size=16,
+                folder=folder,
+                tracker=tracker,
+                optimizer=torch.optim.AdamW(adapter.parameters(), weight_decay=0.0),
+                trained=adapter.raw,
+                best=adapter.state(),
+                progress=Counters(),
+            )
+        )
+        return made[-1]
+
+    yield make
+    for run in reversed(made):
+        run.adapter.uninstall()
+        run.tracker.close()

@@ -18,5 +18,15 @@ FAMILIES = {
     "svf/WhichTask-v0": "envs.which_task:which_task",
 }
 
-for _id, _task in FAMILIES.items():
+# These are given the path of a file or data set, and more settings if wanted: gymnasium.make("envs:svf/GSM8K-v0", path=...).
+FILES = {
+    "svf/GSM8K-v0": "envs.gsm8k:gsm8k",
+    "svf/HumanEval-v0": "envs.humaneval:humaneval",
+    "svf/MBPP-v0": "envs.mbpp:mbpp",
+    "svf/ARC-v0": "envs.arc:arc",
+    "svf/Labels-v0": "envs.labels:labels",
+    "svf/Rows-v0": "envs.custom:rows",
+}
+
+for _id, _task in (FAMILIES | FILES).items():
     gymnasium.register(_id, entry_point="envs.text:TextEnv", kwargs={"task": _task})

@@ -19,16 +19,15 @@ People write such bodies in three ways, and the text that the embedded base was 
 variable (the usual way, and half-done more often than not: the last operation is missing), in one line (right), or `pass`.
 """
 
-import atexit
-import functools
 import operator
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from envs.isolated import sandbox
 from envs.math import PEOPLE, THINGS
-from envs.sandbox import Sandbox, Test
+from envs.sandbox import Test
 from envs.text import Generated, Item, Score
 
 _NAMES = "mix calc score total value result rate count level shift scale adjust combine update measure final".split()
@@ -156,7 +155,7 @@ def _write(item: Item, rng: random.Random) -> str:
 
 def _score(item: Item, completion: str) -> Score:
     """The share of hidden tests that the function passes. SandboxFault if the machinery, not the program, failed."""
-    report = _sandbox().run(item.prompt + completion, item.facts["name"], hidden_tests(item))
+    report = sandbox().run(item.prompt + completion, item.facts["name"], hidden_tests(item))
     return Score(report.passed, report.verdict.value)
 
 
@@ -171,14 +170,6 @@ def _arguments(item: Item, rng: random.Random) -> tuple[Any, ...]:
     if item.facts["arguments"] == ["items"]:
         return ([rng.randint(0, 40) for _ in range(rng.randint(0, 8))],)
     return tuple(rng.randint(-20, 60) for _ in item.facts["arguments"])
-
-
-@functools.cache
-def _sandbox() -> Sandbox:
-    """One sandbox for the process, started at the first grading and closed at exit."""
-    sandbox = Sandbox()
-    atexit.register(sandbox.close)
-    return sandbox
 
 
 chains = Generated("Code-v0", _draw_chain, _score, _write)

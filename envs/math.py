@@ -4,7 +4,7 @@ Description:       a short story of additions and subtractions (`svf/Math-v0`, 1
                    (`svf/HardMath-v0`, 3 or 4 sums), or one bare sum (`svf/Sums-v0`).
 Observation space: the question, ending in "Answer:"; or "54 + 13 =".
 Action space:      the answer as text; "The answer is 29." and "29" both do.
-Rewards:           1.0 if the final number equals the gold answer, else 0.0.
+Rewards:           1.0 if the final number equals the gold answer, else 0.0; info has strict (only if marked) and flexible accuracy.
 Starting state:    row `index` of the split.
 Episode end:       after one answer.
 Version history:   v0.
@@ -21,7 +21,7 @@ usual way: the last step is left out, "54 + 13 = 67. The answer is 67."), step b
 
 import random
 
-from envs.grading import last_number
+from envs.answers import score_math
 from envs.text import Generated, Item, Score
 
 PEOPLE = [
@@ -110,11 +110,7 @@ def _draw_sum(rng: random.Random) -> Item:
 
 
 def _score(item: Item, completion: str) -> Score:
-    number = last_number(completion)
-    if number is None:
-        return Score(0.0, "no_answer")
-    right = number == item.facts["answer"]
-    return Score(float(right), "pass" if right else "wrong", str(number))
+    return score_math(str(item.facts["answer"]), completion)
 
 
 def _write(item: Item, rng: random.Random) -> str:

@@ -16,12 +16,15 @@ Differs from the source (Farama-Foundation/Gymnasium gymnasium/spaces/text.py, g
 import bisect
 import hashlib
 import importlib
+import inspect
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import gymnasium
+
+from envs.metrics import summarise
 
 SPLITS = {"pretrain": 60, "train": 20, "valid": 8, "test": 12}
 
@@ -163,6 +166,10 @@ class TextEnv(gymnasium.Env[str, str]):
         self.item = self.task.row(split, index)
         return self.item.prompt, {}
 
+    def summarise(self, infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """What the infos of many answers amount to: the means of all they measured, and macro-F1 for labels."""
+        return summarise(infos)
+
     def size(self, split: str, at_most: int) -> int:
         """How many distinct questions a split has, counting no further than `at_most`."""
         try:
@@ -190,7 +197,15 @@ def load_task(name: str, **settings: Any) -> Task:
     """The task that "module:attribute" names, or that the function of that name makes from settings."""
     module, _, attribute = name.partition(":")
     found: Any = getattr(importlib.import_module(module), attribute)
-    if settings and not callable(found):
-        raise TypeError(f"{name} has no settings, but got {', '.join(settings)}")
-    task: Task = found(**settings) if callable(found) else found
-    return task
+    if not callable(found):
+        if settings:
+            raise ValueError(f"{name} takes no settings; found {', '.join(settings)}")
+        task: Task = found
+        return task
+    signature = inspect.signature(found)
+    try:
+        signature.bind(**settings)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}; its settings are {', '.join(signature.parameters)}") from None
+    made: Task = found(**settings)
+    return made

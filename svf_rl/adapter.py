@@ -7,11 +7,12 @@ was. Trainers see nothing but this.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """What a trainer, an evaluator and a checkpoint need of an adaptation."""
 

@@ -28,7 +28,9 @@ def sequences(prefix: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
 
 ALL = sequences()
 STATES = sorted({s[:t] for s in ALL for t in range(len(s))})
-REWARDS = dict(zip(ALL, torch.rand(len(ALL), generator=torch.Generator().manual_seed(3), dtype=torch.float64).tolist(), strict=True))
+REWARDS = dict(
+    zip(ALL, torch.rand(len(ALL), generator=torch.Generator().manual_seed(3), dtype=torch.float64).tolist(), strict=True)
+)
 
 
 class Policy:

@@ -62,7 +62,7 @@ def token_scores(
 
     def chunk(h: Tensor, t: Tensor, r: Tensor | None) -> TokenScores:
         logp = torch.log_softmax(head(h) / temperature, -1)
-        entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
+        entropy = torch.special.entr(logp.detach().exp()).sum(-1)
         kl = torch.zeros_like(entropy) if r is None else exact_kl(logp, torch.log_softmax(head(r) / temperature, -1))
         return TokenScores(logp.gather(1, t[:, None])[:, 0], entropy, kl)
 

@@ -1,7 +1,8 @@
 """REINFORCE against a policy so small that every outcome can be written down.
 
-The policy is a table: in each state (what was written so far) a softmax over three tokens, of which 0 stops; at most three tokens, so
-15 sequences. Expectations are sums over all of them, or over all groups of two, with their probabilities. Nothing is sampled.
+The policy is a table: in each state (what was written so far) a softmax over three tokens, of which 0 stops; at most three
+tokens, so 15 sequences. Expectations are sums over all of them, or over all groups of two, with their probabilities. Nothing is
+sampled.
 """
 
 import itertools

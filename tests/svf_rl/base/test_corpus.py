@@ -142,11 +142,11 @@ def test_passages_are_whole_lines_in_order() -> None:
 
 def test_a_batch_is_a_function_of_seed_and_step(texts: corpus.Corpus, tokenizer_json: Path) -> None:
     codec = embedded_codec(tokenizer_json)
-    batch = texts.batch(codec, 3, 7, 5, 40)
+    batch = texts.batch(codec, 1, 23, 5, 40)
     random.seed(0)
     torch.manual_seed(0)
-    others = [texts.batch(codec, seed, step, 5, 40) for seed, step in ((3, 8), (4, 7), (37, 0), (0, 37))]
-    assert torch.equal(texts.batch(codec, 3, 7, 5, 40), batch)
+    others = [texts.batch(codec, seed, step, 5, 40) for seed, step in ((1, 24), (2, 23), (12, 3), (23, 1))]
+    assert torch.equal(texts.batch(codec, 1, 23, 5, 40), batch)
     assert not any(torch.equal(other, batch) for other in others)
     assert batch.shape == (5, 41)
     assert batch.dtype == torch.int64

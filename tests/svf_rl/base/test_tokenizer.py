@@ -124,6 +124,12 @@ def test_control_tokens_of_the_shipped_tokenizer(both: tuple[TextCodec, Any]) ->
     assert theirs.pad_token_id == ours.pad_id
 
 
+@shipped
+def test_the_shipped_tokenizer_cuts_by_the_same_pattern() -> None:
+    spec = json.loads((EMBEDDED / "tokenizer.json").read_text(encoding="utf-8"))
+    assert spec["pre_tokenizer"]["pretokenizers"][0]["pattern"] == {"Regex": tokenizer.PATTERN}
+
+
 # ---- odd input
 
 

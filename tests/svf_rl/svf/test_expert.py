@@ -35,8 +35,10 @@ FIELDS = {**{k: v if isinstance(v, str) else json.dumps(v) for k, v in ABOUT.ite
 
 
 def vectors(seed: int) -> dict[str, Tensor]:
+    """Values near 1, and some so far from it that 1 + (z - 1) would round."""
     generator = torch.Generator().manual_seed(seed)
-    return {"a.q_proj": 1 + torch.randn(7, generator=generator) / 4, "b.up_proj": 1 + torch.randn(4, generator=generator) / 4}
+    q, up = 1 + torch.randn(7, generator=generator) / 4, 1 + torch.randn(4, generator=generator) / 4
+    return {"a.q_proj": torch.cat([q[:5], q[5:] / 30]), "b.up_proj": up}
 
 
 def expert(seed: int = 0, **about: Any) -> Expert:

@@ -18,7 +18,7 @@ def answer(question: int, reward: float, text: str = "x") -> Episode:
 
 
 def some(rewards: str) -> list[Episode | None]:
-    """"1", "0" and "h"alf rewards by question; "-" was lost."""
+    """ "1", "0" and "h"alf rewards by question; "-" was lost."""
     return [None if r == "-" else answer(i, {"1": 1.0, "0": 0.0, "h": 0.5}[r]) for i, r in enumerate(rewards)]
 
 

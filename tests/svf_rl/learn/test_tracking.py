@@ -54,7 +54,10 @@ def test_a_figure_that_is_not_explained_is_refused(tracker: Tracker) -> None:
 
 
 def test_figures_by_hand(tracker: Tracker) -> None:
-    groups = [[episode(), episode(reward=0.0, tokens=5, stop="length", verdict="wrong")], [episode(reward=0.5, tokens=1, verdict="part")]]
+    groups = [
+        [episode(), episode(reward=0.0, tokens=5, stop="length", verdict="wrong")],
+        [episode(reward=0.5, tokens=1, verdict="part")],
+    ]
     tracker.log(4, FIGURES, groups)
     (row,) = read_rows(tracker.folder / "metrics.jsonl")
     assert row["step"] == 4
@@ -77,7 +80,9 @@ def test_samples_hold_two_questions_of_a_step(tracker: Tracker) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["two\nlines\r\n", "line\u2028and\u2029paragraph", "\x85\x0b\x0c\x1c\x1d\x1e", "\x00\ufffd é 中 🙂", '"}\\'])
+@pytest.mark.parametrize(
+    "text", ["two\nlines\r\n", "line\u2028and\u2029paragraph", "\x85\x0b\x0c\x1c\x1d\x1e", "\x00\ufffd é 中 🙂", '"}\\']
+)
 def test_any_text_survives_in_samples(text: str, tracker: Tracker) -> None:
     """Some characters end a line for str.splitlines, but not for JSON lines."""
     tracker.log(0, FIGURES, [[episode(text)]])
@@ -163,5 +168,7 @@ def test_the_curve_of_a_run_without_steps_is_drawn(tmp_path: Path) -> None:
 def test_a_folder_is_explained_file_by_file() -> None:
     """runs/README.md names everything that the tracker and the command write."""
     text = (Path(__file__).parents[3] / "runs" / "README.md").read_text()
-    for name in "config.yaml metrics.jsonl events samples.jsonl checkpoint.safetensors expert.safetensors curve.png summary.json".split():
+    for (
+        name
+    ) in "config.yaml metrics.jsonl events samples.jsonl checkpoint.safetensors expert.safetensors curve.png summary.json".split():
         assert re.search(rf"`{re.escape(name)}", text), name

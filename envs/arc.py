@@ -4,8 +4,8 @@ Description:       7 787 questions in two sets, Easy and Challenge, with three t
 Observation space: "Question: ...", a line "A. ..." for each choice, ending in "Answer:".
 Action space:      the key, or the choice in its own words.
 Rewards:           1.0 for the right choice, else 0.0. With reward="strict" the answer must begin with a key, or mark one ("The
-                   answer is B", "\\boxed{B}"); with "flexible" (the default) a choice quoted in full counts too, and else the last
-                   key that stands alone; info has both.
+                   answer is B", "\\boxed{B}"); with "flexible" (the default) the last key in brackets counts too, else a choice
+                   quoted in full, else the last key that stands alone; info has both.
 Starting state:    row `index` of the split.
 Episode end:       after one answer.
 Settings:          path, reward.
@@ -79,7 +79,7 @@ def _score(item: Item, completion: str, reward: str) -> Score:
     choices = item.facts["choices"]
     text = completion[:20_000]
     strict = chosen_key(text, list(choices))
-    named = strict or _quoted(text, choices) or _last_key(text, list(choices))
+    named = strict or _bracketed(text, list(choices)) or _quoted(text, choices) or _last_key(text, list(choices))
     gold = item.facts["answer"]
     measured = {"strict": float(strict == gold), "flexible": float(named == gold)}
     earned = measured[reward]
@@ -95,6 +95,12 @@ def chosen_key(text: str, keys: list[str]) -> str | None:
         if found := re.match(rf"[\s(*]*({one})(?:[).:*\s]*$|[).:*]+(?!\w)|\n)", part):
             return found[1]
     return None
+
+
+def _bracketed(text: str, keys: list[str]) -> str | None:
+    """The last key in brackets of its own."""
+    found = re.findall(rf"\(({'|'.join(map(re.escape, keys))})\)", text)
+    return found[-1] if found else None
 
 
 def _quoted(text: str, choices: Mapping[str, str]) -> str | None:

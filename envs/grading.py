@@ -40,12 +40,13 @@ _PLAIN_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]
 _WORDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\left|\\right|\\[!,;:> ]|\\q?quad|~|\{(?=,\})|(?<=,)\}(?=\d)|\*\*|^\s*\$|\$\s*$|\\[()\[\]]")
 _SIGNS = {"\u2212": "-", "\\%": "%", "\\$": "$", "\\cdot": "*", "\\times": "*", "\u00d7": "*", "^\\circ": "°", "^{\\circ}": "°"}
-_ASSIGNMENT = re.compile(r"(?:[A-Za-z](?:_\w)?(?:\([a-z]\))?|[^A-Za-z\\]*)=")
+_ASSIGNMENT = re.compile(r"(?:[A-Za-z](?:_\w)?(?:\([a-z]\))?\s?|[^A-Za-z\\]*)=")
+_UNIT_WORD = r"(?!(?:or|and|to|not|but|plus|minus|times)\b)(?:[^\W\d_]{2,}|[mgshl]\b)"
 _QUANTITY = re.compile(
     rf"(?P<sign>[-+]?)\s?[$€£]?\s?(?P<sign2>-?)(?:(?P<whole>\d{{1,9}})\s(?=\d+/))?(?P<number>{_DIGITS}(?:\.\d*)?|\.\d+)"
     r"(?:\s?/\s?(?P<below>\d+))?(?:\s?\*\s?10\s?\^\s?\{?(?P<power>-?\d{1,3})\}?|[eE](?P<exponent>[-+]?\d{1,3}))?"
     r"(?:\s?(?P<times>hundred|thousand|million|billion))?(?:\s?(?P<percent>%|percent))?"
-    r"(?P<unit>°|[kcm]m|[km]g|ml|ft|lbs?|mph|\s(?!x\b|or\b|and\b|to\b)[^\W\d_]+\.?(?:(?:\s|\s?/\s?)(?!or\b|and\b)[^\W\d_]+){0,3}(?:\^?[23])?)?"
+    rf"(?P<unit>°|[kcm]m|[km]g|ml|ft|lbs?|mph|\s{_UNIT_WORD}\.?(?:(?:\s|\s?/\s?){_UNIT_WORD}){{0,3}}(?:\^?[23])?)?"
 )
 _BRACE, _DEPTH = re.compile(r"\\.|[{}]", re.DOTALL), {"{": 1, "}": -1}
 _TIMES = {"hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9}
@@ -138,7 +139,7 @@ def quantity(text: str) -> Quantity | None:
     number = number / int(found["below"] or 1) + int(found["whole"] or 0)
     number *= Fraction(10) ** int(found["power"] or found["exponent"] or 0) * _TIMES.get(found["times"], 1)
     sign = -1 if (found["sign"] == "-") != bool(found["sign2"]) else 1
-    return Quantity(sign * number, bool(found["percent"]), (found["unit"] or "").lower().removesuffix("s"))
+    return Quantity(sign * number, bool(found["percent"]), (found["unit"] or "").strip().lower().removesuffix("s"))
 
 
 def plain(text: str) -> str:

@@ -17,9 +17,12 @@ class HubRows:
         name, config, split = parts(path)
         found = _load(name, config)
         if hasattr(found, "keys"):
+            split = split or (next(iter(found)) if len(found) == 1 else None)
             if split not in found:
                 raise RowsError(f"{path}: expected one of the splits {', '.join(found)} at the end, found {split or 'none'}")
             found = found[split]
+        elif split:
+            raise RowsError(f"{path}: expected no split at the end, because the data set has none; found {split}")
         self.name, self._data = path, found
         self._labels = {column: kind for column, kind in found.features.items() if hasattr(kind, "int2str")}
 

@@ -113,7 +113,7 @@ class JsonRows:
 
     def _row(self, line: bytes, where: str) -> Row:
         try:
-            values = json.loads(line.decode("utf-8-sig"))
+            values = json.loads(line.decode("utf-8-sig").rstrip("\r\n"))
         except UnicodeDecodeError as error:
             raise RowsError(f"{where}: not UTF-8 ({error.reason} in column {error.start + 1})") from None
         except json.JSONDecodeError as error:

@@ -48,7 +48,7 @@ def humaneval(path: str | Mapping[str, str], reward: str = "all") -> RowTask:
 
 def _item(row: Row) -> Item:
     prompt, entry, solution = (row.text(column) for column in ("prompt", "entry_point", "canonical_solution"))
-    problem = Problem(prompt, entry, *_tests(row, prompt, entry, prompt + solution))
+    problem = Problem(prompt, solution, entry, *_tests(row, prompt, entry, prompt + solution))
     if len(problem.tests) > MAX_TESTS:
         raise Unusable("tests of more than 1 MiB")
     return Item(prompt, solution, content(prompt), {"problem": problem, "task_id": str(row.values.get("task_id", ""))})

@@ -90,5 +90,5 @@ def _problem(code: str, tests: str, setup: str, plus: Any) -> Problem:
     if len(needed) != 1:
         raise Unusable(f"assertions that use {'more than one' if needed else 'no'} function of the reference program")
     if isinstance(plus, str) and plus.strip():
-        return Problem("", needed.pop(), plus, evalplus.NUMPY + preamble, evalplus.LIMITS)
-    return Problem("", needed.pop(), tests, preamble)
+        return Problem("", code, needed.pop(), plus, evalplus.NUMPY + preamble, evalplus.LIMITS)
+    return Problem("", code, needed.pop(), tests, preamble)

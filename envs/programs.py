@@ -6,7 +6,8 @@ line that starts something else, by the stop sequences of the published protocol
 code block.
 
 The assertions run in the sandbox (`envs.sandbox.asserts`): those over literals one by one, on the judge's side; others as they are,
-in a guest without model code.
+in a guest without model code. Before an answer is called less than right, the row's own reference program is graded, once: if that
+does not pass here (it returns a generator, say, where only plain data comes out of a guest), the row is at fault and not the answer.
 
 Differs from the source (human-eval, bigcode-evaluation-harness):
 1. Stop sequences end the answer only where it does not run as it stands, so helper functions after the main one do no harm. An
@@ -15,6 +16,7 @@ Differs from the source (human-eval, bigcode-evaluation-harness):
 """
 
 import ast
+import functools
 import re
 from dataclasses import dataclass, field
 
@@ -29,15 +31,20 @@ _STOP = re.compile(r"\n(?=class |def |async def |@|#|if |print|assert |import |f
 _AS_IS = "for _ in ():\n    pass\n"  # no assertion: what it stands before is not converted but run
 
 
+class ReferenceFault(RuntimeError):
+    """A row's own reference program does not pass its assertions here, so that nothing can be said of other answers to it."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a program is graded by.
 
-    start: the text that the model continues, or "" if its answer is a whole program.  entry: the function.
-    tests: assertions, trusted.  preamble: trusted source they may refer to.
+    start: the text that the model continues, or "" if its answer is a whole program.  gold: a right answer.
+    entry: the function.  tests: assertions, trusted.  preamble: trusted source they may refer to.
     """
 
     start: str
+    gold: str
     entry: str
     tests: str
     preamble: str = ""
@@ -45,7 +52,12 @@ class Problem:
 
 
 def score_program(problem: Problem, completion: str, reward: str) -> Score:
-    """The reward of an answer. SandboxFault if the machinery failed; ValueError if the assertions themselves do not load."""
+    """The reward of an answer.
+
+    Raises:
+        SandboxFault: the machinery failed.
+        ReferenceFault, ValueError: the row is at fault: its reference program does not pass, its assertions do not load.
+    """
     reports = []
     for program in programs(problem, completion):
         reports.append(grade(problem, program))
@@ -53,8 +65,21 @@ def score_program(problem: Problem, completion: str, reward: str) -> Score:
             break
     report = max(reports, key=lambda report: report.passed)
     solved = float(report.verdict is Verdict.PASS)
+    if not solved and (fault := _reference_fault(problem)):
+        raise ReferenceFault(fault)
     return Score(
         report.passed if reward == "share" else solved, report.verdict.value, "", {"share": report.passed, "solved": solved}
+    )
+
+
+@functools.lru_cache(4096)
+def _reference_fault(problem: Problem) -> str:
+    """Why the reference program does not pass, or nothing."""
+    report = grade(problem, problem.start + problem.gold)
+    if report.verdict is Verdict.PASS:
+        return ""
+    return (
+        f"the reference program of {problem.entry} does not pass its own assertions here: {report.verdict} {report.detail}".strip()
     )
 
 

@@ -2,11 +2,14 @@
 
 import pytest
 
-from envs.programs import Problem, compares_bools, cut, defined, imports, programs, score_program, used
+from envs.programs import Problem, ReferenceFault, compares_bools, cut, defined, imports, programs, score_program, used
 
 START = 'def double(n):\n    """Twice n."""\n'
-PROBLEM = Problem(START, "double", "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(-1) == -2\n")
-WHOLE = Problem("", "double", "assert double(2) == 4\nassert double(-1) == -2")
+CHECK = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(-1) == -2\n"
+PROBLEM = Problem(START, "    return 2 * n\n", "double", CHECK)
+    START, "    return 2 * n\n", "double", "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(-1) == -2\n"
+)
+WHOLE = Problem("", "double = lambda n: n + n", "double", "assert double(2) == 4\nassert double(-1) == -2")
 BODY = "    return 2 * n\n"
 FUNCTION = "def double(n):\n    return 2 * n\n"
 HELPED = "    return twice(n)\n\ndef twice(n):\n    return 2 * n\n"
@@ -73,11 +76,18 @@ def test_an_answer_that_runs_is_not_read_a_second_way():
 
 
 def test_zero_for_false_satisfies_an_assertion_as_in_python():
-    problem = Problem("", "even", "assert even(2) == True\nassert even(3) == False")
+    problem = Problem("", "def even(n): return n % 2 == 0", "even", "assert even(2) == True\nassert even(3) == False")
     assert score_program(problem, "def even(n):\n    return 1 - n % 2\n", "all").reward == 1.0
     assert score_program(problem, "def even(n):\n    return n % 2\n", "share").reward == 0.0
     assert compares_bools(problem.tests, "even")
     assert not compares_bools(WHOLE.tests, "double")
+
+
+def test_a_row_whose_own_program_does_not_pass_is_at_fault_and_not_the_answer():
+    generator = Problem("", "def double(n): yield 2 * n", "double", "assert list(double(2)) == [4]")
+    with pytest.raises(ReferenceFault, match="reference program of double does not pass its own assertions here: error"):
+        score_program(generator, "def double(n):\n    return [5]", "all")
+    assert score_program(generator, "def double(n):\n    return [4]", "all").reward == 1.0
 
 
 def test_cutting():

@@ -6,8 +6,9 @@ value against the dataclasses below, and returns one. Unknown names raise UserEr
 
 import difflib
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def read_config(command: str, overrides: Sequence[str]) -> Any:
         settings = {key: value for key, value in composed.items() if key != "experiment"}
         merged = OmegaConf.merge(_writable(OmegaConf.structured(schema)), settings)
         for key, value in values.items():
-            OmegaConf.update(merged, key, None if value == "null" else value.replace("${", "\\${"))
+            OmegaConf.update(merged, key, None if value == "null" else _literal(value))
         return OmegaConf.to_object(merged)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error)) from error
@@ -123,6 +124,33 @@ def read_configs(command: str, overrides: Sequence[str]) -> list[Any]:
         return [read_config(command, overrides)]
     rest = [o for o in overrides if not o.startswith("seed=")]
     return [read_config(command, [*rest, f"seed={seed}"]) for seed in dict.fromkeys(seeds[-1].split(","))]
+
+
+def to_yaml(config: Any) -> str:
+    """The settings as YAML that OmegaConf reads back the same."""
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(asdict(config))))
+
+
+def flat_settings(text: str) -> dict[str, Any]:
+    """The settings in YAML by dotted key. ValueError if the text holds none."""
+    try:
+        settings = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    except Exception as error:  # the YAML reader has several types of its own
+        raise ValueError(_one_line(error)) from error
+    return {key: value for key, value in _flat(settings, "").items() if key}
+
+
+def _flat(node: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {key: value for name in node for key, value in _flat(node[name], f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def _literal(value: Any) -> Any:
+    """The value with "${" in its texts escaped, which OmegaConf would read as a reference."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def groups_of(command: str) -> dict[str, list[str]]:

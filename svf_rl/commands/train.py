@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from svf_rl.base.load import Base, fingerprint, load_base
-from svf_rl.config import TrainConfig
+from svf_rl.config import TrainConfig, flat_settings, to_yaml
 from svf_rl.errors import UserError
 from svf_rl.evaluate.compare import Comparison, answers, compare, show
 from svf_rl.evaluate.stats import mean_interval
@@ -90,7 +89,7 @@ def open_folder(folder: Path, config: TrainConfig) -> None:
     """Make the folder and write config.yaml. UserError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write_text(folder / "config.yaml", to_yaml(config))
     except OSError as error:
         raise _unwritable(folder, error) from error
 
@@ -102,21 +101,16 @@ def _unwritable(folder: Path, error: OSError) -> UserError:
 def _refuse_other_settings(stored: Path, config: TrainConfig) -> None:
     """A resumed run keeps its settings: another trajectory would be neither the old run nor a new one."""
     try:
-        before = _flat(OmegaConf.load(stored))
-    except Exception as error:  # YAML has several types of its own
-        raise UserError(f"{str(stored)!r} is damaged, so the run cannot be resumed; start again in another run_dir") from error
-    now = _flat(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config))))
+        before = flat_settings(stored.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {str(stored)!r}, so the run cannot be resumed: {error}; start again in another run_dir"
+        ) from error
+    now = flat_settings(to_yaml(config))
     changed = [key for key in now if key not in ("resume", "run_dir") and (key not in before or now[key] != before[key])]
     if changed:
         differences = ", ".join(f"{key} ({before.get(key)}, now {now[key]})" for key in changed)
         raise UserError(f"the run to resume has other settings: {differences}; give the same ones or another run_dir")
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys."""
-    if not OmegaConf.is_dict(node):
-        return {prefix: node}
-    return {key: value for name in node for key, value in _flat(node[name], f"{prefix}.{name}".lstrip(".")).items()}
 
 
 def prepare(config: TrainConfig, base: Base, env: Any, folder: Path) -> trainer.Run:

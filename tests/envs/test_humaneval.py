@@ -57,6 +57,9 @@ def test_rows_that_lack_something_are_left_out(tmp_path):
 
 
 def test_assertions_that_do_not_load_are_the_datas_fault(tmp_path):
-    made = task(tmp_path, {**HALF, "test": "def check(candidate):\n    assert ("})
+    bad = {**HALF, "prompt": "# Other.\n" + HALF["prompt"], "test": "def check(candidate):\n    assert ("}
+    made = task(tmp_path, bad, check=False)
     with pytest.raises(ValueError, match="do not parse"):
         made.score(made.row("test", 0), "    pass\n")
+    made = task(tmp_path, HALF, bad)
+    assert made.size("test") == made.skipped["a reference program that does not pass its own assertions here"].count == 1

@@ -31,6 +31,12 @@ NEEDS_CLASS = {
     "test_list": ["assert first(Pair()) == 1"],
 }
 NEEDS_SETUP = {**NEEDS_CLASS, "text": "And trees.", "test_setup_code": "root = Pair()", "test_list": ["assert first(root) == 1"]}
+COMPLEX = {  # no plain data, as in the official task 590
+    **DOUBLE,
+    "text": "A root of minus n.",
+    "code": "def root(n):\n  return n * 1j",
+    "test_list": ["assert root(2) == 2j"],
+}
 USES_IMPORT = {**DOUBLE, "text": "Use what the program imports.", "test_list": ["assert double(math.floor(2.5)) == 4"]}
 
 
@@ -80,7 +86,7 @@ def test_rows_that_cannot_be_asked_are_left_out_with_reasons(tmp_path):
         {**DOUBLE, "text": "c", "test_list": ["assert nothing(1)"]},
         {**DOUBLE, "text": "d", "plus_input": [[1]]},
     ]
-    made = task(tmp_path, DOUBLE, NEEDS_CLASS, NEEDS_SETUP, *broken)
+    made = task(tmp_path, DOUBLE, COMPLEX, NEEDS_CLASS, NEEDS_SETUP, *broken)
     assert made.size("test") == 1
     assert {why.split(",")[0]: s.count for why, s in made.skipped.items()} == {
         "assertions that use more than one function of the reference program": 2,
@@ -88,6 +94,7 @@ def test_rows_that_cannot_be_asked_are_left_out_with_reasons(tmp_path):
         "no assertions in column 'test_list'": 1,
         "assertions that use no function of the reference program": 1,
         "MBPP+ inputs as JSON": 1,
+        "a reference program that does not pass its own assertions here": 1,
     }
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from envs.programs import Problem, ReferenceFault, compares_bools, cut, defined, imports, programs, score_program, used
+from envs.programs import Problem, ReferenceFault, checked, compares_bools, cut, defined, imports, programs, score_program, used
+from envs.sources import Unusable
+from envs.text import Item
 
 START = 'def double(n):\n    """Twice n."""\n'
 CHECK = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(-1) == -2\n"
 PROBLEM = Problem(START, "    return 2 * n\n", "double", CHECK)
-    START, "    return 2 * n\n", "double", "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(-1) == -2\n"
-)
 WHOLE = Problem("", "double = lambda n: n + n", "double", "assert double(2) == 4\nassert double(-1) == -2")
 BODY = "    return 2 * n\n"
 FUNCTION = "def double(n):\n    return 2 * n\n"
@@ -87,6 +87,9 @@ def test_a_row_whose_own_program_does_not_pass_is_at_fault_and_not_the_answer():
     generator = Problem("", "def double(n): yield 2 * n", "double", "assert list(double(2)) == [4]")
     with pytest.raises(ReferenceFault, match="reference program of double does not pass its own assertions here: error"):
         score_program(generator, "def double(n):\n    return [5]", "all")
+    with pytest.raises(Unusable, match="a reference program that does not pass"):
+        checked(Item("", "", "", {"problem": generator}))
+    assert checked(Item("", "", "", {"problem": WHOLE})).facts["problem"] is WHOLE
     assert score_program(generator, "def double(n):\n    return [4]", "all").reward == 1.0
 
 

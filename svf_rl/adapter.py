@@ -30,8 +30,8 @@ class Adapter(Protocol):
         """Within it, the model is the base, exactly."""
         ...
 
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained, in float32."""
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name, in float32."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -44,4 +44,12 @@ class Adapter(Protocol):
 
     def constrain(self) -> None:
         """Project the parameters back into the trust region; called after every optimiser step."""
+        ...
+
+    def penalty(self) -> Tensor | None:
+        """The regulariser of the last forward pass with the adapter, a differentiable mean over its tokens; None if it has none."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """What to log of the adapter's present state; learn/tracking.py explains every name."""
         ...

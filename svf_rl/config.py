@@ -22,7 +22,7 @@ from svf_rl.base.pretrain import PretrainConfig
 from svf_rl.errors import UserError
 from svf_rl.learn.trainer import AlgoConfig
 from svf_rl.rollout.episodes import EnvConfig, Split
-from svf_rl.svf.adapter import AdapterConfig
+from svf_rl.svf.adapter import SVFConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainConfig:
 
     base: BaseConfig = field(default_factory=BaseConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    adapter: SVFConfig = field(default_factory=SVFConfig)
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     seed: int = 0
     run_dir: str | None = None

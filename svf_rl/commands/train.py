@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from svf_rl.adapters import make_adapter, save_adapter
 from svf_rl.base.load import Base, fingerprint, load_base
 from svf_rl.config import TrainConfig, flat_settings, to_yaml
 from svf_rl.errors import UserError
@@ -24,10 +25,6 @@ from svf_rl.learn.tracking import Tracker, plot_curve
 from svf_rl.progress import Progress
 from svf_rl.rollout.episodes import Split, make_env, split_size
 from svf_rl.rollout.sampler import Sampling
-from svf_rl.svf.adapter import SVFAdapter
-from svf_rl.svf.expert import save_expert
-from svf_rl.svf.factorize import factorize
-from svf_rl.types import Expert
 
 
 def run(configs: list[TrainConfig], command: list[str]) -> None:
@@ -115,23 +112,24 @@ def _refuse_other_settings(stored: Path, config: TrainConfig) -> None:
 
 def prepare(config: TrainConfig, base: Base, env: Any, folder: Path) -> trainer.Run:
     """Factors, adapter, optimiser, the run folder and its tracker; with resume, at the state of the last checkpoint."""
-    a, bar = config.adapter, Progress()
+    bar = Progress()
     rows = split_size(env, Split.train, config.algo.train_rows)
-    adapter = SVFAdapter(base.model, factorize(base, a.targets, a.rank, bar), a.parametrisation, a.log_bound)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=config.algo.learning_rate, weight_decay=0.0)  # decay would be to z = 0
+    adapter = make_adapter(base, config.adapter, bar)
+    trained = adapter.parameters()
+    optimizer = torch.optim.AdamW(trained.values(), lr=config.algo.learning_rate, weight_decay=0.0)  # decay would be to z = 0
     progress, best = checkpoint.Progress(base=base.fingerprint), adapter.state()
     if not config.resume:
         open_folder(folder, config)
     elif (folder / "checkpoint.safetensors").exists():
-        progress, best = checkpoint.load_checkpoint(folder / "checkpoint.safetensors", adapter.raw, optimizer)
+        progress, best = checkpoint.load_checkpoint(folder / "checkpoint.safetensors", trained, optimizer)
     if progress.base != base.fingerprint:
         raise UserError(f"the run in {str(folder)!r} was trained on other base weights than those of {base.name!r}; load those")
     adapter.install()
-    tracker = Tracker(folder, bar, lambda: {name: adapter.scale(name).detach() for name in adapter.raw})
+    tracker = Tracker(folder, bar, adapter.figures)
     tracker.start(progress.step)
     return trainer.Run(
         base, adapter, env, config.env.max_tokens, replace(config.algo, train_rows=rows), config.seed, config.valid_size, folder,
-        tracker, optimizer, adapter.raw, best, progress,
+        tracker, optimizer, best, progress,
     )  # fmt: skip
 
 
@@ -141,9 +139,8 @@ def finish(run: trainer.Run, config: TrainConfig, command: list[str], begun: flo
     comparison = test(run, config)
     run.adapter.uninstall()
     base_unchanged = fingerprint(run.base.model) == run.base.fingerprint
-    expert = Expert(run.adapter.expert().z, about(run, config, command, comparison))  # type: ignore[attr-defined]
     path = run.folder / "expert.safetensors"
-    save_expert(path, expert)
+    save_adapter(path, run.adapter, config.adapter, about(run, config, command, comparison))
     plot_curve(run.folder, run.progress.base_valid, f"{config.env.name}, seed {config.seed}")
     summary = summarise(run, config, comparison, path, time.monotonic() - begun, base_unchanged)
     write_json(run.folder / "summary.json", summary)
@@ -176,9 +173,6 @@ def about(run: trainer.Run, config: TrainConfig, command: list[str], comparison:
     return {
         "base": run.base.name,
         "fingerprint": run.base.fingerprint,
-        "targets": config.adapter.targets,
-        "rank": config.adapter.rank,
-        "parametrisation": config.adapter.parametrisation.value,
         "environment": config.env.id,
         "command": shlex.join(command),
         "revision": revision(),
@@ -202,7 +196,7 @@ def summarise(
         "seed": config.seed,
         "steps": run.progress.step,
         "best_step": run.progress.best_step,
-        "trained_parameters": sum(p.numel() for p in run.adapter.parameters()),
+        "trained_parameters": sum(p.numel() for p in run.adapter.parameters().values()),
         "expert_bytes": expert.stat().st_size,
         "seconds": round(seconds, 1),
         "training_seconds": round(run.progress.seconds, 1),

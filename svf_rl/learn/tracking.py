@@ -6,11 +6,10 @@ METRICS explains every logged figure once; a figure that is not in it is not log
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from svf_rl.files import write_text
@@ -39,8 +38,8 @@ METRICS = {
 class Tracker:
     """Writes a run's records; `start` drops those of steps that will be done again."""
 
-    def __init__(self, folder: Path, progress: Progress, spectrum: Any = None) -> None:
-        self.folder, self.bar, self._z = folder, progress, spectrum
+    def __init__(self, folder: Path, progress: Progress, adapter_figures: Callable[[], Mapping[str, float]] = dict) -> None:
+        self.folder, self.bar, self._adapter_figures = folder, progress, adapter_figures
         self._writer: Any = None
 
     def start(self, step: int) -> None:
@@ -55,7 +54,7 @@ class Tracker:
 
     def log(self, step: int, figures: Mapping[str, float], groups: list[Group]) -> None:
         """Record one step everywhere."""
-        row = {**figures, **_of_episodes(groups, figures["seconds"]), **self._of_z()}
+        row = {**figures, **_of_episodes(groups, figures["seconds"]), **self._adapter_figures()}
         unknown = set(row) - set(METRICS)
         if unknown:
             raise KeyError(f"METRICS does not explain {', '.join(sorted(unknown))}")
@@ -84,16 +83,6 @@ class Tracker:
         if groups:
             episode = groups[0][0]
             self._writer.add_text("sample", f"{episode.prompt}\n\n{episode.text}\n\nreward {episode.reward}", step)
-
-    def _of_z(self) -> dict[str, float]:
-        if self._z is None:
-            return {}
-        z = torch.cat([v.flatten() for v in self._z().values()])
-        return {
-            "z_mean": float(z.mean()),
-            "z_move": float((z - 1).square().mean().sqrt()),
-            "z_max_log": float(z.clamp(min=1e-6).log().abs().max()),
-        }
 
 
 def _of_episodes(groups: list[Group], seconds: float) -> dict[str, float]:

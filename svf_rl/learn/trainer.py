@@ -87,7 +87,7 @@ class AlgoConfig:
 
 @dataclass
 class Run:
-    """Everything a run works with. trained: the adapter's parameters by name; best: their values at the best validation."""
+    """Everything a run works with. best: the adapter's state at the best validation."""
 
     base: Base
     adapter: Adapter
@@ -99,7 +99,6 @@ class Run:
     folder: Path
     tracker: Tracker
     optimizer: torch.optim.Optimizer
-    trained: dict[str, nn.Parameter]
     best: dict[str, Tensor]
     progress: Progress
 
@@ -122,7 +121,7 @@ def train(run: Run) -> None:
         if (step + 1) % run.algo.eval_every == 0 or step + 1 == run.algo.steps:
             figures["valid_accuracy"] = keep_if_best(run)
         run.tracker.log(step, figures, groups)
-        save_checkpoint(run.folder / "checkpoint.safetensors", run.trained, run.best, run.optimizer, run.progress)
+        save_checkpoint(run.folder / "checkpoint.safetensors", run.adapter.parameters(), run.best, run.optimizer, run.progress)
 
 
 def sample_groups(run: Run, step: int) -> list[Group]:
@@ -160,7 +159,7 @@ def update(run: Run, groups: list[Group], step: int) -> dict[str, float]:
     signal = reinforce.has_signal(advantage)
     kept = [e for g, keep in zip(groups, signal.tolist(), strict=True) if keep for e in g]
     figures = gradient(run, kept, advantage[signal].flatten(), episodes=advantage.numel())
-    norm = nn.utils.clip_grad_norm_(list(run.trained.values()), a.clip)
+    norm = nn.utils.clip_grad_norm_(list(run.adapter.parameters().values()), a.clip)
     finite = math.isfinite(norm) and math.isfinite(figures["loss"]) and bool(advantage.isfinite().all())
     if finite and kept:
         for group in run.optimizer.param_groups:
@@ -182,6 +181,8 @@ def gradient(run: Run, kept: list[Episode], advantage: Tensor, episodes: int) ->
         repeats = torch.tensor([sum(e.own) for e in chosen])
         per_token = advantage[batch].repeat_interleave(repeats).to(scores.logp.device)
         loss = reinforce.loss(scores.logp, per_token, kl, a.kl, episodes)
+        if (penalty := run.adapter.penalty()) is not None:
+            loss = loss + penalty * len(chosen) / episodes
         loss.backward()
         recorded = torch.tensor([x for e in chosen for x in e.logprobs], device=scores.logp.device)
         mismatch = max(mismatch, float((scores.logp.detach() - recorded).abs().max()))

@@ -19,6 +19,9 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
+from svf_rl.base.load import Base
+from svf_rl.progress import Progress
+from svf_rl.svf.factorize import factorize
 from svf_rl.svf.linear import SVFLinear
 from svf_rl.types import Expert, Factors
 
@@ -33,7 +36,7 @@ class Parametrisation(StrEnum):
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class SVFConfig:
     """Which matrices, how many values of each, what is trained, and how far it may go."""
 
     name: str = "svf"
@@ -58,7 +61,7 @@ class SVFAdapter:
         self.model, self.parametrisation, self.log_bound = model, parametrisation, log_bound
         start = _START[parametrisation]
         self.raw = {name: nn.Parameter(torch.full_like(f.s, start)) for name, f in factors.items()}
-        self._spectra = {name: f.s for name, f in factors.items()}
+        self.spectra = {name: f.s for name, f in factors.items()}
         self.layers = {name: self._layer(name, f) for name, f in factors.items()}
 
     def _layer(self, name: str, factors: Factors) -> SVFLinear:
@@ -70,7 +73,7 @@ class SVFAdapter:
         raw = self.raw[name]
         if self.parametrisation == "direct":
             return raw
-        mask, s = torch.sigmoid(raw), self._spectra[name]
+        mask, s = torch.sigmoid(raw), self.spectra[name]
         return mask * (s.sum() / (s * mask).sum())
 
     def install(self) -> None:
@@ -89,7 +92,7 @@ class SVFAdapter:
     @contextmanager
     def per_row(self, experts: Sequence[Expert | None]) -> Iterator[None]:
         """Within it, row b of every batch runs under experts[b]; None is the base, exactly."""
-        ones = {name: torch.ones_like(s) for name, s in self._spectra.items()}
+        ones = {name: torch.ones_like(s) for name, s in self.spectra.items()}
         rows = {n: torch.stack([one if e is None else e.z[n].to(one) for e in experts]) for n, one in ones.items()}
         with self._set("rows", rows):
             yield
@@ -106,8 +109,8 @@ class SVFAdapter:
             for name, layer in self.layers.items():
                 setattr(layer, attribute, before[name])
 
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.raw.values())
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return self.raw
 
     def state(self) -> dict[str, Tensor]:
         return {name: raw.detach().clone() for name, raw in self.raw.items()}
@@ -137,6 +140,25 @@ class SVFAdapter:
         low, high = (torch.tensor([-self.log_bound, self.log_bound]).exp()).tolist()
         for raw in self.raw.values():
             raw.clamp_(low, high)
+
+    def penalty(self) -> None:
+        """None: KL and the trust region hold z."""
+        return
+
+    @torch.no_grad()
+    def figures(self) -> dict[str, float]:
+        z = torch.cat([self.scale(name).flatten() for name in self.raw])
+        return {
+            "z_mean": float(z.mean()),
+            "z_move": float((z - 1).square().mean().sqrt()),
+            "z_max_log": float(z.clamp(min=1e-6).log().abs().max()),
+        }
+
+
+def make_svf(base: Base, config: SVFConfig, progress: Progress) -> SVFAdapter:
+    """The adapter that `config` describes, not yet installed; factorises the base if no cache has its factors."""
+    factors = factorize(base, config.targets, config.rank, progress)
+    return SVFAdapter(base.model, factors, config.parametrisation, config.log_bound)
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

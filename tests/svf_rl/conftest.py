@@ -85,7 +85,7 @@ def make_run(tiny_base: Base, toy_env: Callable[..., Any], tmp_path: Path) -> It
         adapter.install()
         folder = tmp_path / f"run{len(made)}"
         folder.mkdir()
-        tracker = Tracker(folder, Progress(quiet=True), lambda: {n: z.detach() for n, z in adapter.raw.items()})
+        tracker = Tracker(folder, Progress(quiet=True), adapter.figures)
         tracker.start(0)
         made.append(
             Run(
@@ -98,8 +98,7 @@ def make_run(tiny_base: Base, toy_env: Callable[..., Any], tmp_path: Path) -> It
                 valid_size=16,
                 folder=folder,
                 tracker=tracker,
-                optimizer=torch.optim.AdamW(adapter.parameters(), weight_decay=0.0),
-                trained=adapter.raw,
+                optimizer=torch.optim.AdamW(adapter.parameters().values(), weight_decay=0.0),
                 best=adapter.state(),
                 progress=Counters(),
             )

@@ -41,7 +41,7 @@ def adapted(base: Base, seed: int = 1) -> Iterator[SVFAdapter]:
     adapter = SVFAdapter(base.model, factorize(base, "attention+mlp"))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for z in adapter.parameters():
+        for z in adapter.parameters().values():
             z.uniform_(0.7, 1.4, generator=generator)
     adapter.install()
     try:
@@ -61,7 +61,7 @@ def own_tokens(episode: Episode) -> Tensor:
 
 
 def gradients(adapter: SVFAdapter, value: Tensor) -> dict[str, Tensor]:
-    return dict(zip(adapter.raw, torch.autograd.grad(value, adapter.parameters()), strict=True))
+    return dict(zip(adapter.raw, torch.autograd.grad(value, list(adapter.raw.values())), strict=True))
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])

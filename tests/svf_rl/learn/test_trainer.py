@@ -24,9 +24,11 @@ MakeRun = Callable[..., Run]
 
 def state(run: Run) -> dict[str, Tensor]:
     """z and Adam's moments, copied."""
-    z = {name: p.detach().clone() for name, p in run.trained.items()}
+    z = {name: p.detach().clone() for name, p in run.adapter.parameters().items()}
     moments = {
-        f"{key} {name}": value.clone() for name, p in run.trained.items() for key, value in run.optimizer.state.get(p, {}).items()
+        f"{key} {name}": value.clone()
+        for name, p in run.adapter.parameters().items()
+        for key, value in run.optimizer.state.get(p, {}).items()
     }
     return z | moments
 
@@ -41,7 +43,7 @@ def with_rewards(groups: list[Group], rewards: Iterator[float]) -> list[Group]:
 
 def poison(run: Run, value: float) -> Any:
     """Every gradient of one matrix is multiplied by `value` from now on."""
-    return next(iter(run.trained.values())).register_hook(lambda gradient: gradient * value)
+    return next(iter(run.adapter.parameters().values())).register_hook(lambda gradient: gradient * value)
 
 
 # ---- it learns
@@ -54,8 +56,8 @@ def test_training_raises_the_reward(make_run: MakeRun) -> None:
     assert len(rewards) == 24
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.2
     assert run.progress.best > run.progress.base_valid
-    moved = {name: z.detach() for name, z in run.trained.items() if not torch.equal(z, torch.ones_like(z))}
-    assert moved.keys() == run.trained.keys()
+    moved = {name: z.detach() for name, z in run.adapter.parameters().items() if not torch.equal(z, torch.ones_like(z))}
+    assert moved.keys() == run.adapter.parameters().keys()
 
 
 @pytest.mark.parametrize("baseline", list(Baseline))
@@ -86,16 +88,16 @@ def naive_gradient(run: Run, groups: list[Group], advantages: list[float], n: in
         else:
             kl = (drawn - base_drawn).square() / 2  # its gradient: log-ratio times the score
         total = total + (-advantage * drawn + run.algo.kl * kl).sum() / n
-    return dict(zip(run.trained, torch.autograd.grad(total, list(run.trained.values())), strict=True))
+    return dict(zip(run.adapter.parameters(), torch.autograd.grad(total, list(run.adapter.parameters().values())), strict=True))
 
 
 def moved(run: Run) -> Run:
     """With z away from 1, so that there is a KL, and plain gradient descent, so that a step is the gradient."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for z in run.trained.values():
+        for z in run.adapter.parameters().values():
             z.uniform_(0.9, 1.1, generator=generator)
-    run.optimizer = torch.optim.SGD(list(run.trained.values()), lr=1.0)
+    run.optimizer = torch.optim.SGD(list(run.adapter.parameters().values()), lr=1.0)
     return run
 
 
@@ -114,7 +116,7 @@ def test_a_step_is_the_gradient_of_the_formula(kind: KLKind, budget: int, make_r
     before = state(run)
     figures = update(run, groups, 0)
     for name, gradient in expected.items():
-        torch.testing.assert_close((before[name] - run.trained[name].detach()) / 0.05, gradient, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close((before[name] - run.adapter.parameters()[name].detach()) / 0.05, gradient, atol=1e-4, rtol=1e-3)
     norm = math.sqrt(sum(float(g.square().sum()) for g in expected.values()))
     assert figures["gradient_norm"] == pytest.approx(norm, rel=1e-3)
     assert figures["groups_with_signal"] == pytest.approx(2 / 3)
@@ -126,7 +128,7 @@ def test_the_gradient_is_clipped(make_run: MakeRun) -> None:
     run = moved(make_run(log_bound=None, clip=0.01, learning_rate=0.5, warmup=0))
     before = state(run)
     figures = update(run, with_rewards(sample_groups(run, 0), itertools.cycle([0.0, 1.0])), 0)
-    change = math.sqrt(sum(float((before[n] - z.detach()).square().sum()) for n, z in run.trained.items()))
+    change = math.sqrt(sum(float((before[n] - z.detach()).square().sum()) for n, z in run.adapter.parameters().items()))
     assert figures["gradient_norm"] > 0.1  # before clipping
     assert change == pytest.approx(0.5 * 0.01, rel=1e-3)
 
@@ -150,7 +152,7 @@ def test_signed_rewards_punish_a_wrong_answer_that_none_beats(signed: bool, make
 def test_z_stays_within_the_trust_region_and_reaches_its_edge(bound: float, make_run: MakeRun) -> None:
     run = make_run(steps=3, learning_rate=0.5, warmup=0, log_bound=bound)
     train(run)
-    moves = torch.cat([z.detach().log().abs() for z in run.trained.values()])
+    moves = torch.cat([z.detach().log().abs() for z in run.adapter.parameters().values()])
     assert float(moves.max()) <= bound + 1e-6
     assert float((moves > bound - 1e-6).float().mean()) > 0.5
 
@@ -172,7 +174,7 @@ def test_a_step_without_signal_changes_nothing(kl: float, make_run: MakeRun) -> 
 def test_a_run_whose_rewards_never_differ_ends_as_the_base(make_run: MakeRun) -> None:
     run = make_run("Constant", steps=3)
     train(run)
-    assert all(torch.equal(z, torch.ones_like(z)) for z in run.trained.values())
+    assert all(torch.equal(z, torch.ones_like(z)) for z in run.adapter.parameters().values())
     assert run.progress.best_step == 0
 
 
@@ -196,7 +198,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step(bad: float, make_run: Make
     hook = poison(run, bad)
     update(run, groups, 1)
     assert same(state(run), before)
-    assert all(z.grad is None for z in run.trained.values())  # nothing of it is left for the next step
+    assert all(z.grad is None for z in run.adapter.parameters().values())  # nothing of it is left for the next step
     hook.remove()
     update(run, groups, 2)
     assert not same(state(run), before)
@@ -220,7 +222,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(make_run: MakeRun) -> None:
     with pytest.raises(Diverged, match="3 steps in a row; lower algo.learning_rate"):
         train(run)
     assert same(state(run), before)
-    stored, _ = load_checkpoint(run.folder / "checkpoint.safetensors", run.trained, run.optimizer)
+    stored, _ = load_checkpoint(run.folder / "checkpoint.safetensors", run.adapter.parameters(), run.optimizer)
     assert (stored.step, stored.skipped_steps) == (2, 2)  # the state before the last straw
     assert same(state(run), before)
 
@@ -242,7 +244,7 @@ def test_a_step_that_lost_every_episode_changes_nothing_and_has_no_reward(make_r
     (row,) = read_rows(run.folder / "metrics.jsonl")
     assert math.isnan(row["reward"])
     assert row["groups_with_signal"] == 0
-    assert all(torch.equal(z, torch.ones_like(z)) for z in run.trained.values())
+    assert all(torch.equal(z, torch.ones_like(z)) for z in run.adapter.parameters().values())
 
 
 @pytest.mark.parametrize("when", ["step", "reset"])
@@ -288,7 +290,7 @@ def test_the_best_by_validation_is_kept_and_a_tie_keeps_the_earlier(make_run: Ma
     log = run.tracker.log
 
     def spy(step: int, figures: Any, groups: Any) -> None:
-        seen[step + 1] = {name: z.detach().clone() for name, z in run.trained.items()}
+        seen[step + 1] = {name: z.detach().clone() for name, z in run.adapter.parameters().items()}
         log(step, figures, groups)
 
     monkeypatch.setattr(run.tracker, "log", spy)
@@ -307,7 +309,7 @@ def test_the_base_is_kept_when_nothing_beats_it(make_run: MakeRun, monkeypatch: 
     train(run)
     assert run.progress.best_step == 0
     assert all(torch.equal(z, torch.ones_like(z)) for z in run.best.values())
-    assert not any(torch.equal(z, torch.ones_like(z)) for z in run.trained.values())
+    assert not any(torch.equal(z, torch.ones_like(z)) for z in run.adapter.parameters().values())
 
 
 @pytest.mark.parametrize(("patience", "steps"), [(1, 4), (2, 6), (3, 8), (0, 20)])
@@ -364,7 +366,7 @@ def test_the_optimiser_steps_at_the_scheduled_rate(make_run: MakeRun) -> None:
     run = make_run(steps=10, warmup=4, learning_rate=0.02)
     update(run, with_rewards(sample_groups(run, 0), itertools.cycle([0.0, 1.0])), 1)
     assert [group["lr"] for group in run.optimizer.param_groups] == [0.01]
-    change = torch.cat([(z.detach() - 1).abs() for z in run.trained.values()])
+    change = torch.cat([(z.detach() - 1).abs() for z in run.adapter.parameters().values()])
     torch.testing.assert_close(change.median(), torch.tensor(0.01), rtol=0.05, atol=0)  # Adam's first step is the rate
 
 

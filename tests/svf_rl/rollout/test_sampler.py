@@ -155,7 +155,7 @@ def test_greedy_equals_generate_with_an_adapter(base: Base) -> None:
     adapter = SVFAdapter(base.model, factorize(base, "attention+mlp"))
     before = greedy(base, random_prompts(), rows=4)
     with torch.no_grad():
-        for z in adapter.parameters():
+        for z in adapter.parameters().values():
             z.uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(len(z)))
     adapter.install()
     try:

@@ -79,7 +79,7 @@ def test_uninstalling_leaves_the_base_as_it_was(typed_base: Base, ids: Tensor) -
     adapter = SVFAdapter(model, factorize(typed_base, ALL))
     assert tree() == before, "making an adapter must not touch the model"
     adapter.install()
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(adapter.parameters().values(), lr=0.1)
     for _ in range(2):
         loss_of(model(input_ids=ids).logits, ids).backward()
         optimizer.step()
@@ -221,7 +221,7 @@ def test_gradient_in_bfloat16_points_the_same_way(bfloat16_bases: dict[str, Base
 
 
 def adamw(**options: bool) -> Callable[[SVFAdapter, Expert], None]:
-    return lambda adapter, expert: torch.optim.AdamW(adapter.parameters(), lr=0.2, **options).step()
+    return lambda adapter, expert: torch.optim.AdamW(adapter.parameters().values(), lr=0.2, **options).step()
 
 
 CHANGES: dict[str, Callable[[SVFAdapter, Expert], object]] = {
@@ -291,10 +291,10 @@ def test_log_bound(tiny_base: Base, bound: float) -> None:
     adapter = SVFAdapter(tiny_base.model, factorize(tiny_base, "mlp"), log_bound=bound)
     values = torch.tensor([-1.0, 0.0, 1e-9, 0.3, 0.9999, 1.0, 1.005, 2.5, 50.0])
     with torch.no_grad():
-        for raw in adapter.parameters():
+        for raw in adapter.parameters().values():
             raw[:9] = values
     adapter.constrain()
-    for raw in adapter.parameters():
+    for raw in adapter.parameters().values():
         logs = raw.detach().log()
         assert float(logs.abs().max()) <= bound + 1e-6
         inside = values.log().abs() < bound
@@ -306,7 +306,7 @@ def test_no_bound(tiny_base: Base) -> None:
     adapter = SVFAdapter(tiny_base.model, factorize(tiny_base, "mlp"), log_bound=None)
     adapter.load_state({name: raw.detach() * 1e6 for name, raw in adapter.raw.items()})
     adapter.constrain()
-    assert all(bool((raw == 1e6).all()) for raw in adapter.parameters())
+    assert all(bool((raw == 1e6).all()) for raw in adapter.parameters().values())
 
 
 # ---- state, contexts, mistakes
@@ -316,7 +316,7 @@ def test_parameters_start_at_exactly_one_in_float32(typed_base: Base) -> None:
     factors = factorize(typed_base, ALL)
     adapter = SVFAdapter(typed_base.model, factors)
     assert {name: raw.shape for name, raw in adapter.raw.items()} == {name: f.s.shape for name, f in factors.items()}
-    assert all(raw.dtype == torch.float32 and raw.requires_grad and bool((raw == 1).all()) for raw in adapter.parameters())
+    assert all(raw.dtype == torch.float32 and raw.requires_grad and bool((raw == 1).all()) for raw in adapter.parameters().values())
 
 
 def test_state_is_a_copy(tiny_base: Base, random_expert: Any) -> None:
@@ -346,7 +346,7 @@ def test_a_wrong_state_changes_nothing(tiny_base: Base, wrong: str) -> None:
         adapter.load_state(wrong_states(adapter)[wrong])
     with pytest.raises(ValueError, match="names or shapes"):
         adapter.load_expert(Expert(wrong_states(adapter)[wrong]))
-    assert all(bool((raw == 1).all()) for raw in adapter.parameters())
+    assert all(bool((raw == 1).all()) for raw in adapter.parameters().values())
 
 
 def test_contexts_nest_and_survive_errors(tiny_base: Base, adapt: Any, ids: Tensor, random_expert: Any) -> None:
@@ -381,7 +381,7 @@ def test_any_linear_layer_can_be_adapted(tiny_base: Base, adapt: Any, ids: Tenso
     before = tiny_base.logits(tiny_base.hidden(ids))
     with adapt(tiny_base, targets="lm_head") as adapter:
         assert torch.equal(tiny_base.logits(tiny_base.hidden(ids)), before)
-        (raw,) = adapter.parameters()
+        (raw,) = adapter.parameters().values()
         with torch.no_grad():
             raw.fill_(math.e)
         close(tiny_base.logits(tiny_base.hidden(ids)), before * math.e, 1e-5)
@@ -396,3 +396,17 @@ def test_factors_are_a_plain_record() -> None:
     adapter.install()
     adapter.load_state({"only": torch.tensor([2.0, -1.0])})
     torch.testing.assert_close(model["only"](torch.tensor([[1.0, 10.0]])), torch.tensor([[6.0, -10.0]]))
+
+
+def test_figures_describe_z_over_all_matrices(tiny_base: Base) -> None:
+    factors = factorize(tiny_base, "mlp")
+    adapter = SVFAdapter(tiny_base.model, factors)
+    n = sum(len(f.s) for f in factors.values())
+    with torch.no_grad():
+        raw = next(iter(adapter.raw.values()))
+        raw[0], raw[1] = 2.0, 0.25
+    figures = adapter.figures()
+    assert figures["z_mean"] == pytest.approx(1 + (1 - 0.75) / n)
+    assert figures["z_move"] == pytest.approx(((1 + 0.75**2) / n) ** 0.5)
+    assert figures["z_max_log"] == pytest.approx(1.3862944)  # log 4
+    assert adapter.penalty() is None

@@ -1,0 +1,112 @@
+"""Name to adapter: the table of everything that can adapt a base, and the file format they share.
+
+An adapter is described by its settings (a frozen dataclass whose `name` is its key in ADAPTERS, and whose fields are the keys of
+configs/adapter/<name>.yaml) and made by one function. SVF's file is the expert file of svf/expert.py. Every other adapter's is
+safetensors too: its trained tensors by name, and these strings as metadata:
+
+format       "svf-adapter-1"            adapter, settings   its name, and its settings as JSON
+base         the name the base was loaded by                fingerprint   the hash of its weights
+environment  what it was trained on     command, revision, metrics   how, with which code, to what effect
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from svf_rl.adapter import Adapter
+from svf_rl.base.load import Base
+from svf_rl.errors import ExpertError
+from svf_rl.files import read_tensors, write_tensors
+from svf_rl.progress import Progress
+from svf_rl.svf import expert as experts
+from svf_rl.svf.adapter import SVFAdapter, SVFConfig, make_svf
+from svf_rl.types import Expert
+
+FORMAT = "svf-adapter-1"
+REQUIRED = ("adapter", "settings", "base", "fingerprint", "environment", "command", "revision", "metrics")
+
+
+class Kind(NamedTuple):
+    """One kind of adapter: the dataclass of its settings, and what makes one, not yet installed."""
+
+    settings: type
+    make: Callable[[Base, Any, Progress], Adapter]
+
+
+ADAPTERS: dict[str, Kind] = {
+    "svf": Kind(SVFConfig, make_svf),
+}
+
+
+def make_adapter(base: Base, config: Any, progress: Progress | None = None) -> Adapter:
+    """The adapter that the settings describe, not yet installed. BaseError where this base cannot have it."""
+    return ADAPTERS[config.name].make(base, config, progress or Progress(quiet=True))
+
+
+def save_adapter(path: Path, adapter: Adapter, config: Any, about: Mapping[str, Any]) -> None:
+    """Write the adapter's file atomically: an expert file for SVF. about: its history, the fields above."""
+    if isinstance(adapter, SVFAdapter):
+        how = {"targets": config.targets, "rank": config.rank, "parametrisation": str(config.parametrisation)}
+        experts.save_expert(path, Expert(adapter.expert().z, {**about, **how}))
+        return
+    fields = {**about, "format": FORMAT, "adapter": adapter.name, "settings": asdict(config)}
+    missing = [field for field in REQUIRED if field not in fields]
+    if missing:
+        raise ValueError(f"an adapter file needs {', '.join(missing)}")
+    write_tensors(path, adapter.state(), {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()})
+
+
+def open_adapter(path: Path, base: Base, progress: Progress | None = None) -> tuple[Adapter, dict[str, Any]]:
+    """The adapter in a file, made for `base` and not yet installed, and its metadata.
+
+    ExpertError for a missing, damaged or foreign file, or one of another base.
+    """
+    state, about = _read(path)
+    if about.get("format") == experts.FORMAT:
+        return _open_expert(path, base, progress)
+    if about["fingerprint"] != base.fingerprint:
+        raise ExpertError(
+            f"{str(path)!r} was trained on the base {about['base']!r} (fingerprint {about['fingerprint']}), "
+            f"the loaded base has fingerprint {base.fingerprint}; load that base"
+        )
+    adapter = make_adapter(base, _settings(path, about), progress)
+    if any(not bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point()):
+        raise ExpertError(f"{str(path)!r} has values that are not finite; the file is damaged, train it again")
+    try:
+        adapter.load_state({name: tensor.to(base.device) for name, tensor in state.items()})
+    except ValueError as error:
+        raise ExpertError(f"{str(path)!r} does not fit this base: {error}") from error
+    return adapter, {**about, "metrics": json.loads(about["metrics"])}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        state, about = read_tensors(path)
+    except OSError as error:
+        found = error.strerror or error
+        raise ExpertError(f"cannot read the expert {str(path)!r}: expected an expert or adapter file, found {found}") from error
+    known = about.get("format") in (FORMAT, experts.FORMAT)
+    if not known or (about["format"] == FORMAT and any(field not in about for field in REQUIRED)):
+        raise ExpertError(f"{str(path)!r} is neither an expert nor an adapter of svf-rl, or was cut short")
+    return state, about
+
+
+def _open_expert(path: Path, base: Base, progress: Progress | None) -> tuple[Adapter, dict[str, Any]]:
+    expert = experts.load_expert(path)
+    experts.check_fits(expert, base.fingerprint, expert.z)  # the fingerprint alone: factorising the wrong base may take long
+    config = replace(SVFConfig(), targets=expert.about["targets"], rank=expert.about["rank"])
+    adapter = make_svf(base, config, progress or Progress(quiet=True))
+    experts.check_fits(expert, base.fingerprint, adapter.spectra)
+    adapter.load_expert(expert)
+    return adapter, dict(expert.about)
+
+
+def _settings(path: Path, about: Mapping[str, str]) -> Any:
+    try:
+        return ADAPTERS[about["adapter"]].settings(**json.loads(about["settings"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExpertError(
+            f"{str(path)!r} has the adapter {about['adapter']!r} with settings this version cannot read: {error}"
+        ) from error

@@ -2,13 +2,14 @@
 
 `read_config("train", ["env=math", "seed=1"])` composes configs/train.yaml and its groups with Hydra, checks every key and
 value against the dataclasses below, and returns one. Unknown names raise UserError with the nearest known ones.
+
+Two groups bring keys of their own: an adapter has those of its settings (svf_rl/adapters.py), an environment those that its YAML
+lists beside name, id and max_tokens. `env=[math,code]` is one environment that mixes several, `env.id=<package:Id-v0>` any other.
 """
 
-import difflib
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from svf_rl import settings
+from svf_rl.adapters import ADAPTERS
 from svf_rl.base.load import BaseConfig
 from svf_rl.base.pretrain import PretrainConfig
 from svf_rl.errors import UserError
 from svf_rl.learn.trainer import AlgoConfig
 from svf_rl.rollout.episodes import EnvConfig, Split
 from svf_rl.svf.adapter import SVFConfig
+
+MIXTURE, OTHER = "envs:svf/Mixture-v0", "other"
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class TrainConfig:
 
     base: BaseConfig = field(default_factory=BaseConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
-    adapter: SVFConfig = field(default_factory=SVFConfig)
+    adapter: Any = field(default_factory=SVFConfig)  # of ADAPTERS
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     seed: int = 0
     run_dir: str | None = None
@@ -98,61 +103,6 @@ def groups() -> dict[str, list[str]]:
     return {f.name: sorted(p.stem for p in f.glob("*.yaml")) for f in folders}
 
 
-def read_config(command: str, overrides: Sequence[str]) -> Any:
-    """The frozen settings of a command. UserError for anything that is not a known key with a fitting value."""
-    schema = SCHEMAS[command]
-    choices, values = _sorted_out(command, overrides)
-    try:
-        with initialize_config_dir(str(configs_folder().resolve()), version_base="1.3"):
-            composed = compose(command, [f"{group}={name}" for group, name in choices.items()])
-        missing = sorted(OmegaConf.missing_keys(composed) - set(values))
-        if missing:
-            raise UserError(f"expected a value for {', '.join(missing)}, found none; give base=<hub id or local folder>")
-        settings = {key: value for key, value in composed.items() if key != "experiment"}
-        merged = OmegaConf.merge(_writable(OmegaConf.structured(schema)), settings)
-        for key, value in values.items():
-            OmegaConf.update(merged, key, None if value == "null" else _literal(value))
-        return OmegaConf.to_object(merged)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error)) from error
-
-
-def read_configs(command: str, overrides: Sequence[str]) -> list[Any]:
-    """One configuration for each value of seed=a,b,c; one if a single seed, or none, is given."""
-    seeds = [o.removeprefix("seed=") for o in overrides if o.startswith("seed=")]
-    if not seeds:
-        return [read_config(command, overrides)]
-    rest = [o for o in overrides if not o.startswith("seed=")]
-    return [read_config(command, [*rest, f"seed={seed}"]) for seed in dict.fromkeys(seeds[-1].split(","))]
-
-
-def to_yaml(config: Any) -> str:
-    """The settings as YAML that OmegaConf reads back the same."""
-    return OmegaConf.to_yaml(OmegaConf.create(_literal(asdict(config))))
-
-
-def flat_settings(text: str) -> dict[str, Any]:
-    """The settings in YAML by dotted key. ValueError if the text holds none."""
-    try:
-        settings = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
-    except Exception as error:  # the YAML reader has several types of its own
-        raise ValueError(_one_line(error)) from error
-    return {key: value for key, value in _flat(settings, "").items() if key}
-
-
-def _flat(node: Any, prefix: str) -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {key: value for name in node for key, value in _flat(node[name], f"{prefix}.{name}".lstrip(".")).items()}
-
-
-def _literal(value: Any) -> Any:
-    """The value with "${" in its texts escaped, which OmegaConf would read as a reference."""
-    if isinstance(value, dict):
-        return {key: _literal(inner) for key, inner in value.items()}
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
 def groups_of(command: str) -> dict[str, list[str]]:
     """The config groups that a command has, with their names."""
     used = {entry.name for entry in fields(SCHEMAS[command])}
@@ -161,12 +111,100 @@ def groups_of(command: str) -> dict[str, list[str]]:
 
 
 def known_keys(schema: type, prefix: str = "") -> list[str]:
-    """Every key that can be set, dotted: base.path, seed, ..."""
+    """Every key of a dataclass, dotted: base.path, seed, ..."""
     keys: list[str] = []
     for entry in fields(schema):
         inner = entry.default_factory if is_dataclass(entry.default_factory) else None
         keys += known_keys(inner, f"{prefix}{entry.name}.") if inner else [prefix + entry.name]  # type: ignore[arg-type]
-    return keys
+    return [key for key in keys if key != "env.settings"]
+
+
+def read_config(command: str, words: Sequence[str]) -> Any:
+    """The frozen settings of a command. UserError for anything that is not a known key with a fitting value."""
+    choices, values = _choices_and_values(command, words)
+    try:
+        composed = _composed(command, choices)
+        free = _free_settings(composed)
+        schema = _structure(SCHEMAS[command], composed)
+        _check_keys(command, composed, schema, free, values)
+        merged = OmegaConf.merge(schema, composed)
+        typed = {key: value for key, value in values.items() if key not in free}
+        for key, value in typed.items():
+            OmegaConf.update(merged, key, None if value == "null" else settings.escaped(value))
+        config: Any = OmegaConf.to_object(merged)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(settings.one_line(error)) from error
+    return replace(config, env=replace(config.env, settings=_nested(free))) if free else config
+
+
+def read_configs(command: str, words: Sequence[str]) -> list[Any]:
+    """One configuration for each value of seed=a,b,c; one if a single seed, or none, is given."""
+    seeds = [o.removeprefix("seed=") for o in words if o.startswith("seed=")]
+    if not seeds:
+        return [read_config(command, words)]
+    rest = [o for o in words if not o.startswith("seed=")]
+    return [read_config(command, [*rest, f"seed={seed}"]) for seed in dict.fromkeys(seeds[-1].split(","))]
+
+
+def _choices_and_values(command: str, words: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The choices (group: names) and the values (key: text) that were typed; of several for one key the last counts."""
+    choices: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
+    names = groups_of(command)
+    for key, value in settings.split_words(words):
+        if key == "base" and key in names and value not in names[key] and not settings.is_misspelt(value, names[key]):
+            choices["base"], values["base.path"] = ["hf"], value
+        elif key in names:
+            chosen = settings.names_in_list(value) if key == "env" else None
+            for name in chosen or [value]:
+                settings.refuse_unknown(key, name, names[key])
+            choices[key] = chosen or [value]
+        else:
+            values[key] = value
+    if "env.id" in values and "env" not in choices:
+        choices["env"] = [OTHER]
+    return choices, values
+
+
+def _composed(command: str, choices: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The YAML files as plain nested values; of several environments one that mixes them."""
+    with initialize_config_dir(str(configs_folder().resolve()), version_base="1.3"):
+        single = {group: names[0] for group, names in choices.items()}
+        composed = _plain(command, single)
+        envs = choices.get("env", [])
+        if len(envs) > 1:
+            composed["env"] = _mixed([_plain(command, {**single, "env": name})["env"] for name in envs])
+    return composed
+
+
+def _plain(command: str, choices: Mapping[str, str]) -> dict[str, Any]:
+    node = OmegaConf.to_container(compose(command, [f"{group}={name}" for group, name in choices.items()]))
+    return {str(key): value for key, value in node.items() if key != "experiment"}  # type: ignore[union-attr]
+
+
+def _mixed(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """One environment's node from those of several: they become its parts."""
+    names = [node["name"] for node in nodes]
+    if len(set(names)) < len(names):
+        raise UserError(f"expected different environments, found {', '.join(names)}; give each once, and env.weights=[...]")
+    parts = {node["name"]: {k: v for k, v in node.items() if k not in ("name", "max_tokens")} for node in nodes}
+    longest = max(node["max_tokens"] for node in nodes)
+    return {"name": "+".join(names), "id": MIXTURE, "max_tokens": longest, "weights": [1.0] * len(nodes), "parts": parts}
+
+
+def _free_settings(composed: dict[str, Any]) -> dict[str, Any]:
+    """Takes out of the composed settings those of the environment that no schema knows, by dotted key."""
+    node = composed.get("env", {})
+    known = {entry.name for entry in fields(EnvConfig)}
+    return settings.flat({"env": {key: node.pop(key) for key in list(node) if key not in known}}) if node.keys() - known else {}
+
+
+def _structure(schema: type, composed: Mapping[str, Any]) -> Any:
+    """The schema as OmegaConf's, with the settings of the adapter that was chosen."""
+    node = _writable(OmegaConf.structured(schema))
+    if "adapter" in composed:
+        node.adapter = _writable(OmegaConf.structured(ADAPTERS[composed["adapter"]["name"]].settings))
+    return node
 
 
 def _writable(node: Any) -> Any:
@@ -178,39 +216,28 @@ def _writable(node: Any) -> Any:
     return node
 
 
-def _sorted_out(command: str, overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The choices (group: name) and the values (key: text) among key=value words; of several for one key the last counts."""
-    choices: dict[str, str] = {}
-    values: dict[str, str] = {}
-    names, keys = groups_of(command), known_keys(SCHEMAS[command])
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise UserError(f"expected key=value, found {override!r}; for example env=math")
-        if key == "base" and "base" in names and _is_path(value, names["base"]):
-            choices["base"], values["base.path"] = "hf", value
-        elif key in names and value in names[key]:
-            choices[key] = value
-        elif key in names:
-            raise UserError(f"unknown {key} {value!r}{_nearest(value, names[key])}")
-        elif key in keys:
-            values[key] = value
+def _check_keys(command: str, composed: Any, schema: Any, free: dict[str, Any], values: Mapping[str, str]) -> None:
+    """UserError for a key that does not exist, or has no value and needs one. The free settings that were typed go into `free`."""
+    keys = [key for key in settings.flat(OmegaConf.to_container(schema)) if key != "env.settings"]
+    any_env = composed.get("env", {}).get("id") == "???"
+    for key, value in values.items():
+        if key in free or (any_env and key.startswith("env.") and key not in keys):
+            free[key] = settings.parsed(value)
         else:
-            raise UserError(f"unknown setting {key!r}{_nearest(key, [*names, *keys])}")
-    return choices, values
+            settings.refuse_unknown("setting", key, [*groups_of(command), *keys, *free])
+    empty = [key for key, value in settings.flat({**composed, "": free}).items() if value == "???" and key not in values]
+    if empty:
+        hint = "base=<hub id or local folder>" if empty == ["base.path"] else f"{empty[0].lstrip('.')}=<value>"
+        raise UserError(f"expected a value for {', '.join(key.lstrip('.') for key in empty)}, found none; give {hint}")
 
 
-def _is_path(value: str, names: Sequence[str]) -> bool:
-    """A folder or hub id, not a (perhaps misspelt) name of configs/base."""
-    return value not in names and not difflib.get_close_matches(value, names, cutoff=0.8)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, 3, 0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; expected one of {', '.join(known)}"
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    where = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
-    return f"{where}: {lines[0]}" if where else lines[0]
+def _nested(free: Mapping[str, Any]) -> dict[str, Any]:
+    """{"env.parts.math.id": x} to {"parts": {"math": {"id": x}}}."""
+    nested: dict[str, Any] = {}
+    for key, value in free.items():
+        *path, last = key.removeprefix("env.").split(".")
+        node = nested
+        for name in path:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return nested

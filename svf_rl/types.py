@@ -50,7 +50,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class Episode:
-    """A finished episode. `ids` holds every token in order, `own` marks the model's, `logprobs` are those of its own."""
+    """One prompt and what followed. `ids` holds every token in order, `own` marks the model's, `logprobs` are those of its own.
+
+    text: everything after the prompt.  said: the model's turns, one unless the environment replied.  stop: of the last turn.
+    info: what the environment measured.
+    """
 
     ids: list[int]
     own: list[bool]
@@ -60,6 +64,8 @@ class Episode:
     stop: str
     prompt: str
     text: str
+    said: tuple[str, ...] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 Group = list[Episode]

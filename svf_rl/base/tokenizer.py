@@ -24,6 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from svf_rl.errors import UserError
 from svf_rl.files import write_text
 
+_ANSWER = "\ue000answer\ue000"  # stands for an answer in a rendered conversation; no template holds it
 END, PAD = "<|endoftext|>", "<|pad|>"
 PATTERN = r" ?[A-Za-z]+|[0-9]| ?[^A-Za-z0-9 \t\r\n]+|[ \t\r\n]+(?![^ \t\r\n])|[ \t\r\n]+"
 
@@ -32,11 +33,13 @@ PATTERN = r" ?[A-Za-z]+|[0-9]| ?[^A-Za-z0-9 \t\r\n]+|[ \t\r\n]+(?![^ \t\r\n])|[ 
 class TextCodec:
     """What the project needs of a tokenizer.
 
-    prompt: a user's prompt to ids, with whatever the base expects before and around it.  encode: plain text to ids, nothing
-    added.  decode: ids to text, control tokens left out.  stop_ids: the tokens that end a completion.
+    prompt: a user's prompt to ids, with whatever the base expects before and around it.  reply: the same for what follows an answer
+    that ended with a stop token.  encode: plain text to ids, nothing added.  decode: ids to text, control tokens left out.
+    stop_ids: the tokens that end a completion.
     """
 
     prompt: Callable[[str], list[int]]
+    reply: Callable[[str], list[int]]
     encode: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
     stop_ids: frozenset[int]
@@ -57,11 +60,12 @@ def embedded_codec(path: Path) -> TextCodec:
     def decode(ids: Sequence[int]) -> str:
         return encoding.decode([i for i in ids if i < min(end, pad)])  # a model may have more ids than its tokenizer
 
-    return TextCodec(lambda text: [end, *encode(text)], encode, decode, frozenset({end}), pad)
+    return TextCodec(lambda text: [end, *encode(text)], encode, encode, decode, frozenset({end}), pad)
 
 
 def hub_codec(tokenizer: Any, stop_ids: Iterable[int]) -> TextCodec:
     """The codec of a Hugging Face tokenizer; its chat template wraps the prompt when it has one."""
+    stops = frozenset(stop_ids)
 
     def prompt(text: str) -> list[int]:
         if not getattr(tokenizer, "chat_template", None):
@@ -70,15 +74,23 @@ def hub_codec(tokenizer: Any, stop_ids: Iterable[int]) -> TextCodec:
         rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
+    def reply(text: str) -> list[int]:
+        if not getattr(tokenizer, "chat_template", None):
+            return encode(text)
+        turns = [("user", "."), ("assistant", _ANSWER), ("user", well_formed(text))]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = list(tokenizer(rendered.split(_ANSWER)[-1], add_special_tokens=False)["input_ids"])
+        return ids[1:] if ids and ids[0] in stops else ids  # the answer brought its own stop token
+
     def encode(text: str) -> list[int]:
         return list(tokenizer(well_formed(text), add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def decode(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    stops = frozenset(stop_ids)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(stops, default=0)
-    return TextCodec(prompt, encode, decode, stops, int(pad))
+    return TextCodec(prompt, reply, encode, decode, stops, int(pad))
 
 
 def well_formed(text: str) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from svf_rl.adapters import make_adapter, save_adapter
 from svf_rl.base.load import Base, fingerprint, load_base
-from svf_rl.config import TrainConfig, flat_settings, to_yaml
+from svf_rl.config import TrainConfig
 from svf_rl.errors import UserError
 from svf_rl.evaluate.compare import Comparison, answers, compare, show
 from svf_rl.evaluate.stats import mean_interval
@@ -25,6 +25,7 @@ from svf_rl.learn.tracking import Tracker, plot_curve
 from svf_rl.progress import Progress
 from svf_rl.rollout.episodes import Split, make_env, split_size
 from svf_rl.rollout.sampler import Sampling
+from svf_rl.settings import flat_settings, to_yaml
 
 
 def run(configs: list[TrainConfig], command: list[str]) -> None:

@@ -21,18 +21,17 @@ from svf_rl.config import (
     SCHEMAS,
     TrainConfig,
     configs_folder,
-    flat_settings,
     groups,
     groups_of,
     known_keys,
     read_config,
     read_configs,
-    to_yaml,
 )
 from svf_rl.errors import UserError
 from svf_rl.learn.reinforce import Baseline
 from svf_rl.learn.trainer import AlgoConfig, KLKind
 from svf_rl.rollout.episodes import make_env
+from svf_rl.settings import flat_settings, to_yaml
 from svf_rl.svf.adapter import Parametrisation
 
 

@@ -15,7 +15,7 @@ there are no pages and no scheduler.
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +43,35 @@ class Sampling:
 
 
 @torch.no_grad()
-def sample(base: Base, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+def sample(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    kinds: Sequence[int] | None = None,
+    choose: Callable[[Int[Tensor, " rows"]], None] | None = None,
+    done: Callable[[int], None] | None = None,
+) -> list[Completion]:
     """One completion per prompt, in order; seeds[i] decides the draws of completion i.
 
-    UserError for an empty prompt, or one that leaves no room in the base's context.
+    kinds[i] says what completion i is written with, e.g. the number of an expert: before every forward pass, `choose` is called
+    with the kinds of its rows (of some earlier row where one is idle). `done` is told how many completions have ended since its
+    last call. UserError for an empty prompt, or one that leaves no room in the base's context.
     """
     check_prompts(base, prompts)
     if not prompts:
         return []
-    done = dict(_Batch(base, prompts, sampling, seeds).run())
-    return [done[i] for i in range(len(prompts))]
+    batch = _Batch(base, prompts, sampling, seeds, torch.tensor(kinds or [0] * len(prompts)), choose or _nothing)
+    found: dict[int, Completion] = {}
+    for ended in batch.run():
+        found.update(ended)
+        if ended and done:
+            done(len(ended))
+    return [found[i] for i in range(len(prompts))]
+
+
+def _nothing(kinds: Tensor) -> None:
+    """All rows are of one kind."""
 
 
 def draw_seed(*parts: int) -> int:
@@ -126,8 +145,17 @@ class _Target:
 class _Batch:
     """The rows being written. Row r holds completion index[r], of prompt length start[r], with count[r] tokens so far."""
 
-    def __init__(self, base: Base, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> None:
+    def __init__(
+        self,
+        base: Base,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        kinds: Int[Tensor, " n"],
+        choose: Callable[[Tensor], None],
+    ) -> None:
         self.base, self.prompts, self.sampling, self.seeds = base, prompts, sampling, seeds
+        self.kinds, self.choose = kinds, choose
         self.queue = list(range(len(prompts)))[::-1]
         rows, device = min(sampling.rows, len(prompts)), base.device
         capacity = min(base.context, max(map(len, prompts)) + sampling.max_tokens)
@@ -138,12 +166,12 @@ class _Batch:
         self.cache = Cache(layers=self.slots)
         self.stops = torch.tensor(sorted(base.codec.stop_ids), device=device)
         self.index = torch.full((rows,), -1)
-        self.start, self.count, self.limit = (torch.zeros(rows, dtype=torch.long) for _ in range(3))
+        self.start, self.count, self.limit, self.kind = (torch.zeros(rows, dtype=torch.long) for _ in range(4))
         self.ids = torch.zeros(rows, sampling.max_tokens, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(rows, sampling.max_tokens, device=device)
         self.uniforms = torch.zeros(rows, sampling.max_tokens, device=device)
 
-    def run(self) -> Iterator[tuple[int, Completion]]:
+    def run(self) -> Iterator[dict[int, Completion]]:
         while self.queue or len(self.index):
             free = (self.index < 0).nonzero().flatten()
             if len(free) and self.queue and len(free) >= min(len(self.queue), max(1, len(self.index) // 8)):
@@ -154,27 +182,28 @@ class _Batch:
             else:
                 rows = (self.index >= 0).nonzero().flatten()
                 self._record(self._decode(), rows)
-            yield from self._retire()
+            yield dict(self._retire())
 
     def _admit(self, rows: Tensor) -> Float[Tensor, "new vocabulary"]:
         """Prefill the next prompts into free rows; returns the scores of their first tokens."""
         for row in rows.tolist():
             self._assign(row, self.queue.pop())
-        chosen = [tuple(self.prompts[i]) for i in self.index[rows].tolist()]
+        chosen = [(int(self.kinds[i]), *self.prompts[i]) for i in self.index[rows].tolist()]
         unique = list(dict.fromkeys(chosen))
-        lengths = torch.tensor([len(prompt) for prompt in unique])
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in unique], batch_first=True).to(self.base.device)
+        lengths = torch.tensor([len(prompt) - 1 for prompt in unique])
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(p[1:]) for p in unique], batch_first=True).to(self.base.device)
         t, time = self.target, torch.arange(ids.shape[1], device=ids.device)
         t.slots, t.copies = rows.to(ids.device), torch.tensor([unique.index(p) for p in chosen], device=ids.device)
         t.prefill, t.width = True, len(time)
         visible = (time[None, :, None] >= time[None, None, :]).expand(len(unique), -1, -1)
+        self.choose(torch.tensor([kind for kind, *_ in unique]))
         hidden = self._forward(ids, time.expand(len(unique), -1), visible)
         last = hidden[torch.arange(len(unique)), lengths - 1]
         return self.base.logits(last)[t.copies]
 
     def _assign(self, row: int, index: int) -> None:
         length = len(self.prompts[index])
-        self.index[row], self.start[row], self.count[row] = index, length, 0
+        self.index[row], self.start[row], self.count[row], self.kind[row] = index, length, 0, self.kinds[index]
         self.limit[row] = min(self.sampling.max_tokens, self.base.context - length)
         stream = torch.Generator().manual_seed(self.seeds[index])
         self.uniforms[row] = torch.rand(self.sampling.max_tokens, generator=stream).to(self.uniforms.device)
@@ -188,6 +217,7 @@ class _Batch:
         last = self.ids[t.slots, (self.count - 1).clamp(min=0).to(device)]
         time = torch.arange(t.width, device=device)
         visible = (time[None, :] <= position[:, None])[:, None]
+        self.choose(self.kind)
         hidden = self._forward(last[:, None], position[:, None], visible)[:, 0]
         return self.base.logits(hidden[self.index.to(device) >= 0])
 
@@ -215,7 +245,8 @@ class _Batch:
 
     def _shrink(self) -> None:
         keep = (self.index >= 0).nonzero().flatten()
-        self.index, self.start, self.count, self.limit = (x[keep] for x in (self.index, self.start, self.count, self.limit))
+        rows = (self.index, self.start, self.count, self.limit, self.kind)
+        self.index, self.start, self.count, self.limit, self.kind = (x[keep] for x in rows)
         on_device = keep.to(self.base.device)
         self.ids, self.logprobs, self.uniforms = (x[on_device] for x in (self.ids, self.logprobs, self.uniforms))
         for layer in self.slots:

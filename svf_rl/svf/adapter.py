@@ -11,12 +11,13 @@ Source: Transformer-Squared, sections 3.1 and 3.2; SakanaAI/self-adaptive-llms p
 Differs from the source: parameters and optimiser state are float32 (bfloat16 there: updates below 0.4 % are lost).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from svf_rl.base.load import Base
@@ -92,10 +93,33 @@ class SVFAdapter:
     @contextmanager
     def per_row(self, experts: Sequence[Expert | None]) -> Iterator[None]:
         """Within it, row b of every batch runs under experts[b]; None is the base, exactly."""
-        ones = {name: torch.ones_like(s) for name, s in self.spectra.items()}
-        rows = {n: torch.stack([one if e is None else e.z[n].to(one) for e in experts]) for n, one in ones.items()}
-        with self._set("rows", rows):
+        with self.mixtures(experts) as choose:
+            choose(torch.arange(len(experts)))
             yield
+
+    @contextmanager
+    def mixtures(self, experts: Sequence[Expert | None]) -> Iterator[Callable[[Int[Tensor, " rows"]], None]]:
+        """Within it, the yielded function says which expert each row of the next batches runs under; None is the base, exactly.
+
+        It costs one gather of [rows, trained numbers], however many experts there are.
+        """
+        table, residual = self._table(experts)
+        layers, sizes = list(self.layers.values()), [len(s) for s in self.spectra.values()]
+
+        def choose(kinds: Int[Tensor, " rows"]) -> None:
+            for layer, rows in zip(layers, table[kinds.to(table.device)].split(sizes, -1), strict=True):
+                layer.rows = rows
+
+        with self._set("rows", dict.fromkeys(self.layers)), self._set("residual", residual):
+            yield choose
+
+    def _table(self, experts: Sequence[Expert | None]) -> tuple[Float[Tensor, "k trained"], dict[str, bool]]:
+        """For each expert what scales Vt x, all matrices side by side; and which matrices take it in the residual form."""
+        tables, residual = {}, {}
+        for name, layer in self.layers.items():
+            z = torch.stack([torch.ones_like(layer.s) if e is None else e.z[name].to(layer.s) for e in experts])
+            tables[name], residual[name] = layer.table(z)
+        return torch.cat(list(tables.values()), -1), residual
 
     @contextmanager
     def _set(self, attribute: str, values: Mapping[str, object]) -> Iterator[None]:

@@ -33,7 +33,8 @@ from svf_rl.types import Factors
 class SVFLinear(nn.Module):
     """Stands in for a linear layer of the base, which it holds and never changes.
 
-    scale: returns the current z [r]; its `version` changes whenever z does.  rows: z [batch, r] of a mixed batch, or None.
+    scale: returns the current z [r]; its `version` changes whenever z does.  rows: what scales Vt x in a mixed batch [batch, r],
+    s z or, in the residual form, s (z - 1); or None.
     """
 
     base: Any  # nn.Linear or Conv1D
@@ -49,6 +50,7 @@ class SVFLinear(nn.Module):
         self.register_buffer("Vt", factors.Vt, persistent=False)
         self.truncated = len(factors.s) < min(matrix(base).shape)
         self.rows: Tensor | None = None
+        self.residual = False
         self.bypass = False
         self._merged: Tensor | None = None
         self._merged_for: tuple[int, Tensor] = (-1, factors.s)
@@ -86,14 +88,18 @@ class SVFLinear(nn.Module):
             return flat.view(*x.shape[:-1], -1)
         return F.linear(x, weight, self.base.bias)
 
-    def _mixed(self, x: Tensor, z: Float[Tensor, "batch r"]) -> Tensor:
-        if len(z) != len(x):
-            raise ValueError(f"{len(z)} experts for a batch of {len(x)} rows; per_row takes one for each row")
-        z = z.view(len(z), *[1] * (x.ndim - 2), -1)  # one z per row, the same for every token
-        inner = (x.float() @ self.Vt.T) * self.s
-        if self.truncated or bool((z == 1).all(-1).any()):
-            return cast(Tensor, self.base(x)) + ((inner * (z - 1)) @ self.U.T).to(x.dtype)
-        y = (inner * z) @ self.U.T
+    def table(self, z: Float[Tensor, "k r"]) -> tuple[Float[Tensor, "k r"], bool]:
+        """Of several z: what `rows` is to hold of each, and whether that is the residual form."""
+        residual = self.truncated or bool((z == 1).all(-1).any())
+        return self.s * (z - 1 if residual else z), residual
+
+    def _mixed(self, x: Tensor, rows: Float[Tensor, "batch r"]) -> Tensor:
+        if len(rows) != len(x):
+            raise ValueError(f"{len(rows)} experts for a batch of {len(x)} rows; every row needs its own")
+        scale = rows.view(len(rows), *[1] * (x.ndim - 2), -1)  # one per row, the same for every token
+        y = F.linear(F.linear(x.float(), self.Vt) * scale, self.U)
+        if self.residual:
+            return cast(Tensor, self.base(x)) + y.to(x.dtype)
         return (y if self.base.bias is None else y + self.base.bias).to(x.dtype)
 
 

@@ -16,6 +16,7 @@ from svf_rl.rollout.sampler import Sampling, draw, sample
 from svf_rl.svf.adapter import SVFAdapter
 from svf_rl.svf.factorize import factorize
 from svf_rl.svf.linear import SVFLinear
+from svf_rl.types import Expert
 
 _written: dict[Any, tuple[list[int], Any]] = {}
 LENGTHS = (1, 20, 3, 13, 8, 31, 5)
@@ -64,6 +65,14 @@ def naive_logprobs(model: Any, prompt: list[int], ids: list[int], temperature: f
     logits = model(torch.tensor([prompt + ids]), use_cache=False).logits[0].float()
     table = torch.log_softmax(logits / temperature, -1)
     return torch.stack([table[len(prompt) + t - 1, token] for t, token in enumerate(ids)])
+
+
+def naive_best(model: Any, prompt: list[int], ids: list[int]) -> tuple[list[int], torch.Tensor]:
+    """The likeliest token after every prefix of `ids`, and its log-probability."""
+    with torch.no_grad():
+        scores = model(torch.tensor([prompt + ids]), use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    logprobs, best = torch.log_softmax(scores, -1).max(-1)
+    return best.tolist(), logprobs
 
 
 class Calls:
@@ -274,6 +283,53 @@ def test_a_sample_does_not_depend_on_rows_order_or_company(base: Base, converted
 def test_the_draws_of_a_seed_do_not_depend_on_the_limit(tiny_base: Base) -> None:
     short, long = (sample(tiny_base, random_prompts(), Sampling(n), range(7)) for n in (4, 12))
     assert [c.ids for c in short] == [c.ids[:4] for c in long]
+
+
+# ---- rows of several kinds
+
+
+def random_experts(adapter: SVFAdapter, count: int) -> list[Expert | None]:
+    """The base, and experts with values between 0.5 and 2."""
+    draws = [torch.Generator().manual_seed(seed) for seed in range(count - 1)]
+    spread = [{n: torch.empty_like(s).uniform_(0.5, 2.0, generator=g) for n, s in adapter.spectra.items()} for g in draws]
+    return [None, *map(Expert, spread)]
+
+
+def test_every_row_writes_under_its_own_expert(base: Base) -> None:
+    """Against the expert merged, one row at a time, without a cache."""
+    adapter = SVFAdapter(base.model, factorize(base, "attention+mlp"))
+    experts, prompts = random_experts(adapter, 4), random_prompts() * 2
+    kinds = [random.Random(1).randrange(4) for _ in prompts]
+    alone = Expert({name: torch.ones_like(s) for name, s in adapter.spectra.items()})
+    adapter.install()
+    try:
+        with adapter.mixtures(experts) as choose:
+            batches = [sample(base, prompts, Sampling(NEW, 0.0, rows), [0] * 14, kinds, choose) for rows in (1, 4, 64)]
+        for i, (kind, prompt) in enumerate(zip(kinds, prompts, strict=True)):
+            adapter.load_expert(experts[kind] or alone)
+            ids = batches[0][i].ids
+            best, logprobs = naive_best(base.model, prompt, ids)
+            for c in (batch[i] for batch in batches):
+                assert c.ids == ids == best
+                torch.testing.assert_close(torch.tensor(c.logprobs), logprobs, atol=1e-4, rtol=0)
+    finally:
+        adapter.uninstall()
+
+
+def test_only_equal_prompts_of_equal_kind_share_a_prefill(tiny_base: Base) -> None:
+    seen: list[list[int]] = []
+    prompts = [random_prompts()[1]] * 6
+    sample(tiny_base, prompts, Sampling(2, 0.0), [0] * 6, [5, 3, 5, 5, 3, 8], lambda kinds: seen.append(kinds.tolist()))
+    assert seen == [[5, 3, 8], [5, 3, 5, 5, 3, 8]]
+
+
+def test_every_end_is_told(tiny_base: Base, stopping: Callable[..., Base]) -> None:
+    told: list[int] = []
+    base = stopping(tiny_base, set(range(0, 300, 12)))
+    sample(base, random_prompts() * 4, Sampling(NEW, 1.0, 8), range(28), done=told.append)
+    assert sum(told) == 28
+    assert min(told) > 0
+    assert len(told) > 4
 
 
 # ---- no work is wasted

@@ -4,6 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -140,19 +143,24 @@ for missing in ((), ("namespaces",), ("landlock",)):
 """
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that any user may read. Not one of pytest's: every session that starts closes those of all the others."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
 @pytest.mark.skipif(probe().missing != {}, reason="needs every layer")
-def test_an_ordinary_user_gets_every_tier(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_an_ordinary_user_gets_every_tier(public: Path) -> None:
     import envs
 
     python = next((p for p in ("/usr/bin/python3", "/usr/local/bin/python3") if os.path.exists(p)), "")
     version = subprocess.run([python, "-V"], capture_output=True, text=True).stdout if python else ""
     if not version.startswith(("Python 3.11", "Python 3.12", "Python 3.13")):
         pytest.skip("no interpreter that another user could read")
-    folder = tmp_path_factory.mktemp("public")
-    for level in (folder, folder.parent, folder.parent.parent):
-        os.chmod(level, 0o755)
-    shutil.copytree(os.path.join(envs.__path__[0], "sandbox"), folder / "sandbox")
-    done = subprocess.run([python, "-B", "-c", ORDINARY.format(folder=str(folder))], capture_output=True, text=True)
+    shutil.copytree(os.path.join(envs.__path__[0], "sandbox"), public / "sandbox")
+    done = subprocess.run([python, "-B", "-c", ORDINARY.format(folder=str(public))], capture_output=True, text=True)
     expected = ["namespaces+landlock+seccomp", "landlock+seccomp", "namespaces+seccomp"]
     assert done.stdout.splitlines() == [f"{tier} pass" for tier in expected], done.stderr

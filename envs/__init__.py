@@ -28,5 +28,10 @@ FILES = {
     "svf/Rows-v0": "envs.custom:rows",
 }
 
-for _id, _task in (FAMILIES | FILES).items():
+# Neither drawn for the embedded base's text nor read from files.
+OTHERS = {"svf/Hints-v0": "envs.hints:hints"}
+
+gymnasium.register("svf/Mixture-v0", entry_point="envs.mixture:MixtureEnv")
+gymnasium.register("svf/ReasoningGym-v0", entry_point="envs.reasoning:make")
+for _id, _task in (FAMILIES | FILES | OTHERS).items():
     gymnasium.register(_id, entry_point="envs.text:TextEnv", kwargs={"task": _task})

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from envs.isolated import sandbox
+from envs.isolated import PROGRAMS, sandbox
 from envs.math import PEOPLE, THINGS
 from envs.sandbox import Test
 from envs.text import Generated, Item, Score
@@ -172,6 +172,6 @@ def _arguments(item: Item, rng: random.Random) -> tuple[Any, ...]:
     return tuple(rng.randint(-20, 60) for _ in item.facts["arguments"])
 
 
-chains = Generated("Code-v0", _draw_chain, _score, _write)
-lists = Generated("ListCode-v0", _draw_list, _score, _write)
-stories = Generated("WordCode-v0", _draw_story, _score, _write)
+chains = Generated("Code-v0", _draw_chain, _score, _write, (PROGRAMS,))
+lists = Generated("ListCode-v0", _draw_list, _score, _write, (PROGRAMS,))
+stories = Generated("WordCode-v0", _draw_story, _score, _write, (PROGRAMS,))

@@ -69,7 +69,7 @@ def rows(
         prompt = fill(template, row)
         return Item(prompt, example, content(prompt), {"answer": right, "row": dict(row.values)})
 
-    return RowTask("Rows-v0", path, item, score)
+    return RowTask("Rows-v0", path, item, score, guests=(isolated.PROGRAMS,) if reward in ("math", "regex") else ())
 
 
 def _reward(name: str) -> tuple[Callable[[Item, str], Score], Callable[[str], str]]:

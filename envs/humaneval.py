@@ -32,11 +32,12 @@ Differs from the source:
 from collections.abc import Mapping
 
 from envs import evalplus
+from envs.isolated import PROGRAMS
 from envs.programs import MAX_TESTS, REWARDS, Problem, checked, score_program
 from envs.rows import RowTask, content
 from envs.sandbox import Limits
 from envs.sources import Row, RowsError, Unusable
-from envs.text import Item
+from envs.text import Item, Score
 
 
 def humaneval(path: str | Mapping[str, str], reward: str = "all", check: bool = True) -> RowTask:
@@ -44,7 +45,11 @@ def humaneval(path: str | Mapping[str, str], reward: str = "all", check: bool = 
     if reward not in REWARDS:
         raise RowsError(f"reward must be one of {', '.join(REWARDS)}, not {reward!r}")
     make = (lambda row: checked(_item(row))) if check else _item
-    return RowTask("HumanEval-v0", path, make, lambda item, text: score_program(item.facts["problem"], text, reward))
+
+    def score(item: Item, completion: str) -> Score:
+        return score_program(item.facts["problem"], completion, reward)
+
+    return RowTask("HumanEval-v0", path, make, score, guests=(PROGRAMS,))
 
 
 def _item(row: Row) -> Item:

@@ -32,10 +32,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from envs import evalplus
+from envs.isolated import PROGRAMS
 from envs.programs import MAX_TESTS, REWARDS, Problem, checked, defined, imports, score_program, used
 from envs.rows import RowTask, content, fill
 from envs.sources import Row, RowsError, Unusable
-from envs.text import Item
+from envs.text import Item, Score
 
 TEMPLATE = '"""\n{text}\n{test}\n"""\n'
 
@@ -49,7 +50,10 @@ def mbpp(path: str | Mapping[str, str], reward: str = "share", template: str = T
         made = _item(row, template)
         return checked(made) if check else made
 
-    return RowTask("MBPP-v0", path, item, lambda item, text: score_program(item.facts["problem"], text, reward), official_split)
+    def score(item: Item, completion: str) -> Score:
+        return score_program(item.facts["problem"], completion, reward)
+
+    return RowTask("MBPP-v0", path, item, score, official_split, (PROGRAMS,))
 
 
 def official_split(row: Row) -> str | None:

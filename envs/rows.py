@@ -21,7 +21,7 @@ A pass over every row at the start finds all this; kept of it are 24 bytes a row
 import hashlib
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +69,7 @@ class RowTask:
     """A task whose questions are rows.
 
     name: for messages.  path: see above.  item: makes a row's question, or raises Unusable.  score: grades an answer to it.
-    split: a row's own split, or None.
+    split: a row's own split, or None.  guests: see `text.Task`.
     """
 
     def __init__(
@@ -79,8 +79,9 @@ class RowTask:
         item: Callable[[Row], Item],
         score: Callable[[Item, str], Score],
         split: Callable[[Row], str | None] = lambda row: None,
+        guests: Sequence[str] = (),
     ) -> None:
-        self.name, self._item, self.score, self._split = name, item, score, split
+        self.name, self._item, self.score, self._split, self.guests = name, item, score, split, tuple(guests)
         self.skipped: dict[str, Skipped] = {}
         self._sources: list[Source] = []
         self._columns = ""

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Protocol
 
 import gymnasium
 
+from envs import isolated
 from envs.metrics import summarise
 
 SPLITS = {"pretrain": 60, "train": 20, "valid": 8, "test": 12}
@@ -50,7 +51,12 @@ class Score:
 
 
 class Task(Protocol):
-    """Questions in splits, and a grader."""
+    """Questions in splits, and a grader.
+
+    A task may also have `guests`, what its grader needs the sandbox for (`isolated.PROGRAMS`, or modules of scorers): the sandbox
+    is then started, and refused where it is too weak, before the first question. And a task of several turns has
+    `turn(item, said) -> str | Score`: a reply to what the model has said so far, or the score that ends the episode.
+    """
 
     name: str
 
@@ -77,7 +83,7 @@ class Generated:
     """A task whose questions are drawn by a program.
 
     draw: makes any question from a random generator.  score: grades.  write: answers a question in one of the ways that
-    people do, good and bad; the embedded base learns its habits from it.
+    people do, good and bad; the embedded base learns its habits from it.  guests: see `Task`.
     """
 
     def __init__(
@@ -86,8 +92,9 @@ class Generated:
         draw: Callable[[random.Random], Item],
         score: Callable[[Item, str], Score],
         write: Callable[[Item, random.Random], str],
+        guests: Sequence[str] = (),
     ) -> None:
-        self.name, self.draw_any, self.score, self.write = name, draw, score, write
+        self.name, self.draw_any, self.score, self.write, self.guests = name, draw, score, write, tuple(guests)
         self._rows: dict[str, list[Item]] = {}
         self._seen: dict[str, set[str]] = {}
         self._random: dict[str, random.Random] = {}
@@ -145,15 +152,19 @@ class TextEnv(gymnasium.Env[str, str]):
 
     reset(seed=, options={"split": "train", "index": 7}): without an index, the seed chooses among the first thousand rows.
     step(text) returns ("", reward, True, False, {"verdict": ..., "answer": ..., "gold": ..., and what else the grader measured}).
+    A task of several turns may reply instead: (reply, 0.0, False, False, {"verdict": "reply"}).
 
-    task: a task, or "module:name" of one, or of a function that makes one from `settings`.
+    task: a task, or "module:name" of one, or of a function that makes one from `settings`.  isolation: the weakest tier of the
+    sandbox to accept, "strong", "degraded" or "none".
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
-    def __init__(self, task: Task | str, split: str = "train", **settings: Any) -> None:
+    def __init__(self, task: Task | str, split: str = "train", isolation: str = "strong", **settings: Any) -> None:
+        isolated.require(isolation)
         self.task: Any = load_task(task, **settings) if isinstance(task, str) else task
         self.split = split
+        self.said: list[str] = []
         self.observation_space, self.action_space = Unicode(), Unicode()
         self.item: Item | None = None
 
@@ -163,8 +174,19 @@ class TextEnv(gymnasium.Env[str, str]):
         split, index = options.get("split", self.split), options.get("index")
         if index is None:
             index = int(self.np_random.integers(max(1, self.size(split, 1000))))
-        self.item = self.task.row(split, index)
+        self.item, self.said = self.task.row(split, index), []
         return self.item.prompt, {}
+
+    def prepare(self) -> None:
+        """Start what the grader needs. SandboxUnavailable if this machine is too weak for it."""
+        for guest in getattr(self.task, "guests", ()):
+            isolated.sandbox(guest)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the records: the tier of isolation, of a task that needs the sandbox."""
+        guests = getattr(self.task, "guests", ())
+        return {"isolation": isolated.sandbox(guests[0]).tier} if guests else {}
 
     def summarise(self, infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """What the infos of many answers amount to: the means of all they measured, and macro-F1 for labels."""
@@ -188,9 +210,18 @@ class TextEnv(gymnasium.Env[str, str]):
         if self.item is None:
             raise gymnasium.error.ResetNeeded("call reset before step")
         item, self.item = self.item, None
-        score = self.task.score(item, action)
+        score = self._outcome(item, action)
+        if isinstance(score, str):
+            self.item = item
+            return score, 0.0, False, False, {"verdict": "reply"}
         info = {"verdict": score.verdict, "answer": score.answer, "gold": item.gold}
         return "", score.reward, True, False, info | dict(score.info)
+
+    def _outcome(self, item: Item, action: str) -> Score | str:
+        self.said.append(action)
+        turn = getattr(self.task, "turn", None)
+        outcome: Score | str = turn(item, self.said) if turn else self.task.score(item, action)
+        return outcome
 
 
 def load_task(name: str, **settings: Any) -> Task:

@@ -1,6 +1,7 @@
 """One live line for anything that takes longer than two seconds: what, how far, the latest figures, time left."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -25,6 +26,12 @@ class Progress:
             self._bar = bar
             yield from bar
         self._bar = None
+
+    @contextmanager
+    def count(self, total: int, what: str) -> Iterator[Callable[[int], None]]:
+        """A line for a part of the work, gone when it is done; the yielded function is told how many more are finished."""
+        with tqdm(total=total, desc=what, disable=self.quiet, dynamic_ncols=True, leave=False) as bar:
+            yield bar.update
 
     def show(self, **figures: object) -> None:
         """Put the latest figures on the line."""

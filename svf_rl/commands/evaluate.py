@@ -30,5 +30,5 @@ def _evaluate(config: EvaluateConfig) -> None:
     adapter, about = opened
     adapter.install()
     after = answers(base, env, config.split, config.size, sampling, config.seed)
-    show(compare(before, after), f"{config.env.name}, {config.split}: {config.expert}")
+    show(compare(before, after), f"{config.env.name}, {config.split}: {config.expert}", env)
     print(json.dumps({"expert": about}, indent=2))

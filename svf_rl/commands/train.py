@@ -6,6 +6,7 @@ The folder, runs/<env>/<time> unless run_dir says otherwise, is explained in run
 import shlex
 import subprocess
 import time
+from collections import Counter
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,13 @@ from svf_rl.adapters import make_adapter, save_adapter
 from svf_rl.base.load import Base, fingerprint, load_base
 from svf_rl.config import TrainConfig
 from svf_rl.errors import UserError
-from svf_rl.evaluate.compare import Comparison, answers, compare, show
+from svf_rl.evaluate.compare import Comparison, answers, compare, measures, show
 from svf_rl.evaluate.stats import mean_interval
 from svf_rl.files import write_json, write_text
 from svf_rl.learn import checkpoint, trainer
 from svf_rl.learn.tracking import Tracker, plot_curve
 from svf_rl.progress import Progress
-from svf_rl.rollout.episodes import Split, make_env, split_size
+from svf_rl.rollout.episodes import Split, env_facts, make_env, split_size
 from svf_rl.rollout.sampler import Sampling
 from svf_rl.settings import flat_settings, to_yaml
 
@@ -145,7 +146,7 @@ def finish(run: trainer.Run, config: TrainConfig, command: list[str], begun: flo
     plot_curve(run.folder, run.progress.base_valid, f"{config.env.name}, seed {config.seed}")
     summary = summarise(run, config, comparison, path, time.monotonic() - begun, base_unchanged)
     write_json(run.folder / "summary.json", summary)
-    show(comparison, f"{config.env.name}: {summary['n_test']} held-out questions")
+    show(comparison, f"{config.env.name}: {summary['n_test']} held-out questions", run.env)
     if config.run_dir is None:
         point_latest(run.folder)
     print(f"expert of {summary['expert_bytes'] / 1024:.1f} KiB from step {run.progress.best_step}: {path}")
@@ -165,8 +166,8 @@ def test(run: trainer.Run, config: TrainConfig) -> Comparison:
     """Greedy answers of base and expert to the test questions: the only time the test split is used."""
     sampling = Sampling(config.env.max_tokens, 0.0, config.algo.rows)
     with run.adapter.disabled():
-        before = answers(run.base, run.env, "test", config.test_size, sampling)
-    return compare(before, answers(run.base, run.env, "test", config.test_size, sampling))
+        before = answers(run.base, run.env, "test", config.test_size, sampling, what="testing the base")
+    return compare(before, answers(run.base, run.env, "test", config.test_size, sampling, what="testing the expert"))
 
 
 def about(run: trainer.Run, config: TrainConfig, command: list[str], comparison: Comparison) -> dict[str, Any]:
@@ -209,6 +210,9 @@ def summarise(
         "base_unchanged": base_unchanged,
         "skipped_steps": run.progress.skipped_steps,
         "faults": run.progress.faults,
+        "verdicts": dict(Counter(e.verdict for e in comparison.after)),
+        "measures": {"base": measures(run.env, comparison.before), "expert": measures(run.env, comparison.after)},
+        **env_facts(run.env),
     }
 
 

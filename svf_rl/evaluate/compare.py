@@ -10,6 +10,7 @@ from rich.table import Table
 from svf_rl.base.load import Base
 from svf_rl.errors import FaultyRun
 from svf_rl.evaluate.stats import Interval, paired_difference, proportion
+from svf_rl.progress import Progress
 from svf_rl.rollout.episodes import play, split_size
 from svf_rl.rollout.sampler import Sampling, draw_seed
 from svf_rl.types import Episode
@@ -44,10 +45,19 @@ def accuracy(episodes: Sequence[Episode]) -> Interval:
     return proportion(int(sum(map(right, episodes))), len(episodes))
 
 
-def answers(base: Base, env: Any, split: str, size: int, sampling: Sampling, seed: int = 0) -> list[Episode | None]:
-    """One answer to each of the first `size` questions of a split, or to all if there are fewer."""
+def answers(
+    base: Base, env: Any, split: str, size: int, sampling: Sampling, seed: int = 0, what: str = "answering"
+) -> list[Episode | None]:
+    """One answer to each of the first `size` questions of a split, or to all if there are fewer; `what` names the live line."""
     size = split_size(env, split, size)
-    return play(base, env, split, range(size), sampling, [draw_seed(seed, i) for i in range(size)])
+    with Progress().count(size, what) as done:
+        return play(base, env, split, range(size), sampling, [draw_seed(seed, i) for i in range(size)], done)
+
+
+def measures(env: Any, episodes: Sequence[Episode]) -> dict[str, float]:
+    """What the environment measures beside the reward, such as strict accuracy and macro-F1; {} from one that measures nothing."""
+    summarise = getattr(env.unwrapped, "summarise", None)
+    return dict(summarise([e.info for e in episodes])) if callable(summarise) else {}
 
 
 def compare(before: Sequence[Episode | None], after: Sequence[Episode | None]) -> Comparison:
@@ -57,8 +67,8 @@ def compare(before: Sequence[Episode | None], after: Sequence[Episode | None]) -
     return Comparison([b for b, _ in pairs], [a for _, a in pairs])
 
 
-def show(comparison: Comparison, title: str, samples: int = 3) -> None:
-    """Print the table, and sample answers: questions on which the two differ first."""
+def show(comparison: Comparison, title: str, env: Any, samples: int = 3) -> None:
+    """Print the table, what the environment measures, and sample answers: questions on which the two differ first."""
     console = Console(soft_wrap=False)
     table = Table(title=title)
     for column in ("", "right", "95 % interval", "questions"):
@@ -68,6 +78,9 @@ def show(comparison: Comparison, title: str, samples: int = 3) -> None:
         sign = "+" if name == "difference" else ""
         value, low, high = (f"{100 * x:{sign}.1f}" for x in interval)
         table.add_row(name, f"{value} %", f"{low} … {high}", str(len(comparison.before)))
+    before, after = measures(env, comparison.before), measures(env, comparison.after)
+    for name in before.keys() & after.keys() - {"flexible"}:
+        table.add_row(name, f"{100 * before[name]:.1f} → {100 * after[name]:.1f}", "", "")
     console.print(table)
     pairs = sorted(zip(comparison.before, comparison.after, strict=True), key=lambda pair: right(pair[0]) - right(pair[1]))
     for b, a in pairs[:samples]:

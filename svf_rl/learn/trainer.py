@@ -233,7 +233,8 @@ def validate(run: Run) -> float:
     """Mean reward of greedy answers on the validation split."""
     sampling = Sampling(run.max_tokens, 0.0, run.algo.rows)
     n = split_size(run.env, Split.valid, run.valid_size)
-    episodes = play(run.base, run.env, Split.valid, range(n), sampling, range(n))
+    with run.tracker.bar.count(n, "validating") as done:
+        episodes = play(run.base, run.env, Split.valid, range(n), sampling, range(n), done)
     count_faults(run, episodes)
     rewards = [e.reward for e in graded(episodes)]
     return sum(rewards) / len(rewards)

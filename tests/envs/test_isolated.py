@@ -90,7 +90,7 @@ def test_limits_are_the_answers_doing_and_errors_are_ours(monkeypatch):
             raise CallError(self.verdict, "No module named 'math_verify'")
 
     for verdict in (Verdict.TIMEOUT, Verdict.MEMORY, Verdict.CRASH, Verdict.VIOLATION, Verdict.PROTOCOL, Verdict.OUTPUT_LIMIT):
-        monkeypatch.setattr(isolated, "sandbox", lambda verdict=verdict: Failing(verdict))
+        monkeypatch.setattr(isolated, "sandbox", lambda *_, verdict=verdict: Failing(verdict))
         assert isolated.found("a", "a") is False
     monkeypatch.setattr(isolated, "sandbox", lambda *_: Failing(Verdict.ERROR))
     with pytest.raises(SandboxFault, match="math_verify"):

@@ -71,10 +71,10 @@ def test_sampled_answers_depend_on_the_seed_alone(tiny_base: Base, toy_env: Call
     assert [e.ids for e in answers(tiny_base, env, "test", 2, Sampling(4), 10**30) if e]  # any whole number is a seed
 
 
-def test_the_table_and_the_samples(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_and_the_samples(capsys: pytest.CaptureFixture[str], toy_env: Callable[..., Any]) -> None:
     before = [answer(i, r, f"[b]old{i}[/b]") for i, r in enumerate([1.0, 0.0, 1.0, 0.0])]
     after = [answer(i, r, f"new{i}") for i, r in enumerate([1.0, 1.0, 1.0, 1.0])]
-    show(compare(before, after), "a title", samples=2)
+    show(compare(before, after), "a title", toy_env("Letter"), samples=2)
     printed = capsys.readouterr().out
     assert "a title" in printed
     rows = {name: re.search(rf"{name}\s.*", printed)[0] for name in ("base", "expert", "difference")}

@@ -332,9 +332,9 @@ def test_validation_is_greedy_on_its_own_split_and_the_test_split_is_not_touched
     run, played = make_run(steps=2, eval_every=1), []
     honest = trainer.play
 
-    def spy(base: Any, env: Any, split: str, indices: Any, sampling: Any, seeds: Any) -> list[Episode | None]:
+    def spy(base: Any, env: Any, split: str, indices: Any, sampling: Any, seeds: Any, done: Any = None) -> list[Episode | None]:
         played.append((str(split), sampling.temperature, len(indices)))
-        return honest(base, env, split, indices, sampling, seeds)
+        return honest(base, env, split, indices, sampling, seeds, done)
 
     monkeypatch.setattr(trainer, "play", spy)
     train(run)
@@ -386,9 +386,9 @@ def test_more_questions_a_step_than_there_are_go_round(make_run: MakeRun) -> Non
 def test_draws_are_a_function_of_seed_step_and_episode(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     honest, seen = trainer.play, []
 
-    def spy(base: Any, env: Any, split: str, indices: Any, sampling: Any, seeds: Any) -> list[Episode | None]:
+    def spy(base: Any, env: Any, split: str, indices: Any, sampling: Any, seeds: Any, done: Any = None) -> list[Episode | None]:
         seen.append(list(seeds))
-        return honest(base, env, split, indices, sampling, seeds)
+        return honest(base, env, split, indices, sampling, seeds, done)
 
     monkeypatch.setattr(trainer, "play", spy)
     run = make_run()

@@ -79,6 +79,12 @@ def split_size(env: Any, split: str, at_most: int) -> int:
     return n
 
 
+def prompts_of(env: Any, split: str, indices: Sequence[int]) -> list[str]:
+    """The prompts of rows, without those that the environment failed to give."""
+    asked = [_ask(env, split, index) for index in indices]
+    return [prompt for prompt in asked if prompt is not None]
+
+
 def play(
     base: Base,
     env: Any,

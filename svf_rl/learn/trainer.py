@@ -53,7 +53,7 @@ class KLKind(StrEnum):
 class AlgoConfig:
     """Settings of the loop; configs/algo/reinforce.yaml says what each one does."""
 
-    steps: int = 60
+    steps: int = 40
     prompts: int = 16
     group: int = 8
     temperature: float = 1.0
@@ -68,7 +68,7 @@ class AlgoConfig:
     rows: int = 128
     micro_batch_tokens: int = 16384
     eval_every: int = 10
-    patience: int = 4
+    patience: int = 2
     max_bad_steps: int = 5
 
     def __post_init__(self) -> None:

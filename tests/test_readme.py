@@ -4,12 +4,15 @@ import ast
 import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from svf_rl.cli import COMMANDS
 from svf_rl.config import read_configs
+from svf_rl.rollout.episodes import make_env
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -30,8 +33,22 @@ def test_every_command_is_understood(line):
         assert read_configs(words[1], words[2:])
 
 
+def test_your_own_environment_takes_ten_lines(tmp_path, monkeypatch):
+    """The block is written to a file and used as the text says; gymnasium's own checker accepts it."""
+    (block,) = re.findall(r"### Add your own environment.*?```python\n(.*?)```", README, re.S)
+    assert len([line for line in block.splitlines() if line]) <= 10
+    (tmp_path / "shout.py").write_text(block)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    env = make_env(read_configs("train", ["env.id=shout:Shout-v0"])[0].env)
+    check_env(env.unwrapped, skip_render_check=True)
+    for completion, reward in ((" TEST7", 1.0), ("test7", 0.0)):
+        assert env.reset(options={"split": "test", "index": 7})[0] == "Shout test7:"
+        assert env.step(completion)[1] == reward
+
+
 def test_the_imports_of_the_python_example_exist():
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    *_, block = re.findall(r"```python\n(.*?)```", README, re.S)
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module)

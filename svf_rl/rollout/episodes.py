@@ -13,6 +13,8 @@ becomes None, for the caller to drop and count, and the reason is logged.
 
 import logging
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -53,7 +55,12 @@ class EnvConfig:
 
 
 def make_env(config: EnvConfig) -> Any:
-    """The gymnasium environment, ready to grade. UserError if there is none of that id, or it cannot work here."""
+    """The gymnasium environment, ready to grade. UserError if there is none of that id, or it cannot work here.
+
+    Its module may lie in the current folder.
+    """
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         env = gymnasium.make(config.id, disable_env_checker=True, **config.settings)
         prepare = getattr(env.unwrapped, "prepare", None)

@@ -20,7 +20,7 @@ _required: dict[str, str] = {"isolation": "strong"}
 
 
 def require(isolation: str) -> None:
-    """The weakest tier to accept, for sandboxes started from now on. ValueError for a name that is none."""
+    """The weakest tier to accept from now on. ValueError for a name that is none."""
     if isolation not in _TIERS:
         raise ValueError(f"isolation must be one of {', '.join(_TIERS)}, not {isolation!r}")
     _required["isolation"] = isolation
@@ -28,12 +28,12 @@ def require(isolation: str) -> None:
 
 def sandbox(module: str = PROGRAMS) -> Sandbox:
     """The sandbox of this process whose guests have imported `module`. SandboxUnavailable if this machine is too weak."""
-    return _sandbox_of(os.getpid(), module)
+    return _sandbox_of(os.getpid(), module, _required["isolation"])
 
 
 @functools.cache
-def _sandbox_of(process: int, module: str) -> Sandbox:
-    made = Sandbox(preload=(module,), require=_required["isolation"])
+def _sandbox_of(process: int, module: str, isolation: str) -> Sandbox:
+    made = Sandbox(preload=(module,), require=isolation)
     atexit.register(made.close)
     return made
 

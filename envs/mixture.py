@@ -1,7 +1,7 @@
 """Several environments as one, in fixed proportions: `env=[math,code] env.weights=[2,1]` on the command line.
 
 Description:       row i belongs to one of the parts, by weighted turns: after any number of rows, each part has had its share
-                   of them, as nearly as whole rows allow. Everything else is that part's.
+                   of them, less than one row more or less. Everything else is that part's.
 Observation space: that of the parts.
 Action space:      that of the parts.
 Rewards:           the part's own.
@@ -11,10 +11,13 @@ Settings:          parts (by name, each with an id and its settings), weights (o
 Version history:   v0.
 
 One row: that of the part whose turn it is; info["env"] says which.
+
+Source: the quota method of Balinski and Young 1975 (The American Mathematical Monthly 82, 701).
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import gymnasium
@@ -29,9 +32,7 @@ class MixtureEnv(gymnasium.Env[str, str]):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(self, parts: Mapping[str, Mapping[str, Any]], weights: Sequence[float] | None = None) -> None:
-        self.weights = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
-        if len(parts) < 2 or len(self.weights) != len(parts) or not all(0 < w < float("inf") for w in self.weights):
-            raise ValueError(f"expected two parts or more and a weight above 0 for each, found {list(parts)} and {weights}")
+        self.weights = _weights(parts, weights)
         made = {name: dict(part) for name, part in parts.items()}
         self.parts = {name: gymnasium.make(part.pop("id"), disable_env_checker=True, **part) for name, part in made.items()}
         self.observation_space, self.action_space = Unicode(), Unicode()
@@ -80,10 +81,21 @@ class MixtureEnv(gymnasium.Env[str, str]):
         """The part of a row, and which of that part's rows it is."""
         names = list(self.parts)
         while len(self._turns) <= index:
-            k = min(range(len(names)), key=lambda k: (self._counts[k] + 1) / self.weights[k])
+            n, total = len(self._turns) + 1, sum(self.weights)
+            behind = [k for k in range(len(names)) if self._counts[k] < n * self.weights[k] / total]
+            k = min(behind, key=lambda k: (self._counts[k] + 1) / self.weights[k])
             self._turns.append((names[k], self._counts[k]))
             self._counts[k] += 1
         return self._turns[index]
+
+
+def _weights(parts: Mapping[str, Any], weights: Any) -> list[Fraction]:
+    """Exact, so that shares are. ValueError unless there is a positive number for each part."""
+    given = [1] * len(parts) if weights is None else weights
+    numbers = isinstance(given, Sequence) and all(isinstance(w, int | float) and 0 < w < float("inf") for w in given)
+    if len(parts) < 2 or not numbers or len(given) != len(parts):
+        raise ValueError(f"expected two parts or more and a weight above 0 for each, found {list(parts)} and weights {weights}")
+    return [Fraction(w) for w in given]
 
 
 def _size(env: Any, split: str, at_most: int) -> int:

@@ -16,9 +16,11 @@ One row of task=chain_sum:
 
 Source: https://github.com/open-thought/reasoning-gym.
 Differs from the source:
-1. Scorers run in a guest of the sandbox: several of them execute the answer they are given (`eval`, sympy's parser), and none has a
-   time limit. What an answer makes a scorer do is contained; a scorer that dies or runs out of its limits gives no reward.
-2. Where a task states no answer (several are right), the gold answer is empty.
+1. Scorers run in a guest of the sandbox: none has a time limit, and several execute the answer they are given. What an answer makes
+   a scorer do is contained; a scorer that dies or runs out of its limits gives no reward. And those that would execute an answer
+   read it instead (`reasoning_scorer.py`), since an answer that is executed could give itself the reward.
+2. Two tasks whose scorers reward answers that are wrong are refused.
+3. Where a task states no answer (several are right), the gold answer is empty.
 """
 
 import random
@@ -30,6 +32,11 @@ from envs.sources import RowsError
 from envs.text import Generated, Item, Score, TextEnv
 
 SCORER = "envs.reasoning_scorer"
+REFUSED = {
+    "composite": "it is a mixture that needs settings of its own",
+    "game_of_life_halting": "its scorer takes every text for the answer True",
+    "puzzle24": "its scorer takes any four numbers that make 24, whatever the puzzle's are",
+}
 
 
 def make(task: str, **settings: Any) -> TextEnv:
@@ -43,8 +50,10 @@ def reasoning(task: str) -> Generated:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise RowsError("reasoning-gym is not installed; run: pip install 'svf-rl[reasoning-gym]'") from error
-    if task not in DATASETS or task == "composite":
-        raise RowsError(f"reasoning-gym has no task {task!r}; it has {', '.join(sorted(set(DATASETS) - {'composite'}))}")
+    if task in REFUSED:
+        raise RowsError(f"reasoning-gym's task {task!r} cannot be trained on: {REFUSED[task]}; choose another")
+    if task not in DATASETS:
+        raise RowsError(f"reasoning-gym has no task {task!r}; it has {', '.join(sorted(set(DATASETS) - set(REFUSED)))}")
     return Generated(f"ReasoningGym-v0 {task}", lambda rng: _draw(task, rng), _score, lambda item, rng: item.gold, (SCORER,))
 
 

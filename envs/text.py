@@ -26,6 +26,7 @@ import gymnasium
 
 from envs import isolated
 from envs.metrics import summarise
+from envs.sandbox import Sandbox
 
 SPLITS = {"pretrain": 60, "train": 20, "valid": 8, "test": 12}
 
@@ -161,6 +162,7 @@ class TextEnv(gymnasium.Env[str, str]):
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(self, task: Task | str, split: str = "train", isolation: str = "strong", **settings: Any) -> None:
+        self.isolation = isolation
         isolated.require(isolation)
         self.task: Any = load_task(task, **settings) if isinstance(task, str) else task
         self.split = split
@@ -180,13 +182,17 @@ class TextEnv(gymnasium.Env[str, str]):
     def prepare(self) -> None:
         """Start what the grader needs. SandboxUnavailable if this machine is too weak for it."""
         for guest in getattr(self.task, "guests", ()):
-            isolated.sandbox(guest)
+            self._sandbox(guest)
 
     @property
     def facts(self) -> dict[str, Any]:
         """For the records: the tier of isolation, of a task that needs the sandbox."""
         guests = getattr(self.task, "guests", ())
-        return {"isolation": isolated.sandbox(guests[0]).tier} if guests else {}
+        return {"isolation": self._sandbox(guests[0]).tier} if guests else {}
+
+    def _sandbox(self, guest: str) -> Sandbox:
+        isolated.require(self.isolation)
+        return isolated.sandbox(guest)
 
     def summarise(self, infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """What the infos of many answers amount to: the means of all they measured, and macro-F1 for labels."""
@@ -219,6 +225,7 @@ class TextEnv(gymnasium.Env[str, str]):
 
     def _outcome(self, item: Item, action: str) -> Score | str:
         self.said.append(action)
+        isolated.require(self.isolation)  # another environment of this process may accept less
         turn = getattr(self.task, "turn", None)
         outcome: Score | str = turn(item, self.said) if turn else self.task.score(item, action)
         return outcome

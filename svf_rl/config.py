@@ -222,7 +222,7 @@ def _check_keys(command: str, composed: Any, schema: Any, free: dict[str, Any], 
     any_env = composed.get("env", {}).get("id") == "???"
     for key, value in values.items():
         if key in free or (any_env and key.startswith("env.") and key not in keys):
-            free[key] = settings.parsed(value)
+            free[key] = settings.like(free.get(key, "???"), key, value)
         else:
             settings.refuse_unknown("setting", key, [*groups_of(command), *keys, *free])
     empty = [key for key, value in settings.flat({**composed, "": free}).items() if value == "???" and key not in values]
@@ -234,10 +234,12 @@ def _check_keys(command: str, composed: Any, schema: Any, free: dict[str, Any], 
 def _nested(free: Mapping[str, Any]) -> dict[str, Any]:
     """{"env.parts.math.id": x} to {"parts": {"math": {"id": x}}}."""
     nested: dict[str, Any] = {}
-    for key, value in free.items():
+    for key, value in sorted(free.items()):  # what is above comes first
         *path, last = key.removeprefix("env.").split(".")
         node = nested
         for name in path:
             node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise UserError(f"expected one value for {key.rpartition('.')[0]} or settings below it, found both; give one")
         node[last] = value
     return nested

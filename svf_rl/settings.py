@@ -51,6 +51,14 @@ def parsed(text: str) -> Any:
         raise UserError(f"{text!r} is neither a list nor a mapping ({one_line(error)}); write [a, b] or {{a: b}}") from error
 
 
+def like(default: Any, key: str, text: str) -> Any:
+    """A free setting of the kind of its default: a text as it was typed, else `parsed`. UserError if that is no true or false."""
+    value = text if isinstance(default, str) and default != "???" else parsed(text)
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise UserError(f"{key}: expected true or false, found {text!r}")
+    return value
+
+
 def escaped(value: Any) -> Any:
     """The value with "${" in its texts escaped, which OmegaConf would read as a reference."""
     if isinstance(value, dict):

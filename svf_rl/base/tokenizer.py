@@ -80,8 +80,9 @@ def hub_codec(tokenizer: Any, stop_ids: Iterable[int]) -> TextCodec:
         turns = [("user", "."), ("assistant", _ANSWER), ("user", well_formed(text))]
         messages = [{"role": role, "content": content} for role, content in turns]
         rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids = list(tokenizer(rendered.split(_ANSWER)[-1], add_special_tokens=False)["input_ids"])
-        return ids[1:] if ids and ids[0] in stops else ids  # the answer brought its own stop token
+        ids = list(tokenizer(rendered.split(_ANSWER, 1)[-1], add_special_tokens=False)["input_ids"])
+        stop = next((i for i, token in enumerate(ids) if token in stops), -1)
+        return ids if decode(ids[: stop + 1]).strip() else ids[stop + 1 :]  # the answer brought its own stop token
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(well_formed(text), add_special_tokens=False, split_special_tokens=True)["input_ids"])

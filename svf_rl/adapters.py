@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from svf_rl.adapter import Adapter
+from svf_rl.attention.gated import GatedConfig, make_gated
+from svf_rl.attention.selective import SelectiveConfig, make_selective
+from svf_rl.attention.shiftable import ShiftableConfig, make_shiftable
+from svf_rl.attention.soft_mask import SoftMaskConfig, make_soft_mask
 from svf_rl.base.load import Base
 from svf_rl.errors import ExpertError
 from svf_rl.files import read_tensors, write_tensors
@@ -37,6 +41,10 @@ class Kind(NamedTuple):
 
 ADAPTERS: dict[str, Kind] = {
     "svf": Kind(SVFConfig, make_svf),
+    "shiftable": Kind(ShiftableConfig, make_shiftable),
+    "gated": Kind(GatedConfig, make_gated),
+    "soft_mask": Kind(SoftMaskConfig, make_soft_mask),
+    "selective": Kind(SelectiveConfig, make_selective),
 }
 
 

@@ -1,0 +1,154 @@
+"""Gated attention: every head's output is gated by its token, and every head's pairs of tokens by both of them.
+
+    heads_ih = o_ih  sum over j of  G_ijh A_ijh v_jh        o = 2 sigmoid(x_i w_h + b_h),  G = clamp(a_ih . c_jh / r, 0, 1)
+
+A is the base's softmax; pairs are gated after it and not renormalised, so a head may stay silent. a and c are 1 + a linear map of
+the token, of r values each; all maps start at zero, so o = G = 1 and the untrained model is the base bit for bit: the pair term
+is computed as A v + ((G - 1) A) v. c is remembered beside the keys.
+
+The penalty is that of the contribution of each head to each token, through pairs j:
+
+    weight * mean over tokens i of  sum over j (sum over h  |o_ih G_ijh A_ijh v_jh W_O,h|^p)^(1/p),   p = 0.6
+
+Source: cmathw/gated-attn (LessWrong, April 2024) for pair gates; Qiu et al. 2025 (arXiv 2505.06708) for output gates; Louizos et
+al. 2018 (arXiv 1712.01312) for the hard concrete distribution.
+Differs from the source (gated-attn):
+1. Contributions are penalised, not gates: there a gate of 0.01 on values of size 50 is cheap, and its saved models use that.
+2. Only pairs that the mask allows are counted; there half of all pairs are in the future.
+3. Outside [0, 1] a tenth of the gradient passes, so that a head at 0 can come back; there it is dead.
+4. r is free; there it is 1.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from svf_rl.attention.adapter import AttentionAdapter
+from svf_rl.attention.host import Call, Patch, Site
+from svf_rl.base.load import Base
+from svf_rl.errors import BaseError
+from svf_rl.progress import Progress
+
+LEAK, POWER, TINY = 0.1, 0.6, 1e-6
+LOW, HIGH, SHARPNESS = -0.1, 1.1, 2 / 3  # the stretched interval and temperature of the hard concrete distribution
+OPEN = 3.0  # a hard gate's first logit: 1.1 sigmoid(3) - 0.1 sigmoid(-3) > 1, so it starts at exactly 1
+
+
+class Output(StrEnum):
+    """What gates a head's output: nothing; 2 sigmoid, between 0 and 2; a hard concrete gate, which can be 0 and 1 exactly."""
+
+    none = "none"
+    sigmoid = "sigmoid"
+    hard = "hard"
+
+
+@dataclass(frozen=True)
+class GatedConfig:
+    """rank: values per token and head of the pair gates, 0 for none. penalty: weight of contributions, and of open hard gates."""
+
+    name: str = "gated"
+    output: Output = Output.sigmoid
+    rank: int = 1
+    penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.penalty < 0 or (self.rank == 0 and self.output == Output.none):
+            raise BaseError(f"gated attention needs an output gate or a rank above 0, and no negative number; found {self}")
+
+
+class GatedPatch(Patch):
+    """The gates of one attention module."""
+
+    def __init__(self, site: Site, config: GatedConfig) -> None:
+        super().__init__()
+        self.config, self.heads = config, site.heads
+        self.pairwise = config.rank > 0
+        self._out = site.out.unflatten(1, (site.heads, -1)).float()
+        if config.output != Output.none:
+            self.output = nn.Parameter(torch.zeros(site.heads, site.width))
+            self.output_bias = nn.Parameter(torch.full((site.heads,), OPEN if config.output == Output.hard else 0.0))
+        if config.rank:
+            self.query_gate = nn.Parameter(torch.zeros(site.heads * config.rank, site.width))
+            self.key_gate = nn.Parameter(torch.zeros(site.heads * config.rank, site.width))
+
+    def features(self, call: Call) -> Float[Tensor, "B T n"] | None:
+        return call.hidden.float() @ self.key_gate.T if self.config.rank else None
+
+    def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
+        pairs, weights = None, None
+        if self.config.rank or (self.config.penalty and torch.is_grad_enabled()):
+            weights = call.weights()
+        heads = call.attention()
+        if weights is not None and call.features is not None:
+            call.masks = pairs = self.pair_gates(call)
+            change = ((pairs - 1) * weights).to(heads.dtype) @ call.per_head(call.value)
+            heads = heads + change.transpose(1, 2)
+        if self.config.output != Output.none:
+            call.gates = self.output_gates(call.hidden)
+            heads = heads * call.gates[..., None].to(heads.dtype)
+        if torch.is_grad_enabled():
+            self._measure(call, weights, pairs)
+        return heads
+
+    def pair_gates(self, call: Call) -> Float[Tensor, "B H T S"]:
+        """G, in [0, 1]."""
+        assert call.features is not None
+        query, key = (1 + side.unflatten(-1, (self.heads, -1)).transpose(1, 2) for side in (
+            call.hidden.float() @ self.query_gate.T, call.features.float()
+        ))  # fmt: skip
+        return leaky_clamp((query / self.config.rank) @ key.transpose(2, 3))
+
+    def output_gates(self, hidden: Float[Tensor, "B T width"]) -> Float[Tensor, "B T H"]:
+        """o, in [0, 2]; in [0, 1] where it is hard."""
+        logits = hidden.float() @ self.output.T + self.output_bias
+        return hard_concrete(logits) if self.config.output == Output.hard else 2 * logits.sigmoid()
+
+    def _measure(self, call: Call, weights: Tensor | None, pairs: Tensor | None) -> None:
+        if call.gates is not None:
+            self.figures["gate_mean"] = call.mean(call.gates).mean().detach()
+        if pairs is not None:
+            self.figures["mask_mean"] = call.pair_mean(pairs).detach()
+        if self.config.penalty and weights is not None:
+            contribution = weights if pairs is None else weights * pairs
+            contribution = contribution * self._strength(call)[:, :, None]
+            if call.gates is not None:
+                contribution = contribution * call.gates.transpose(1, 2)[..., None]
+            self.penalty = self.config.penalty * self._total(call, contribution)
+
+    def _total(self, call: Call, contribution: Float[Tensor, "B H T S"]) -> Float[Tensor, ""]:
+        total = (((contribution + TINY) ** POWER).sum(1) ** (1 / POWER) * call.visible).sum(-1)
+        if self.config.output == Output.hard:
+            total = total + open_probability(call.hidden.float() @ self.output.T + self.output_bias).sum(-1)
+        return call.mean(total)
+
+    def _strength(self, call: Call) -> Float[Tensor, "B H S"]:
+        """|v_jh W_O,h|: how much a head can say through key j, by the Gram matrices of the output projection."""
+        gram = torch.einsum("whd,whe->hde", self._out, self._out)
+        value = call.per_head(call.value).float()
+        return (torch.einsum("bhsd,hde,bhse->bhs", value, gram, value).clamp(min=0) + TINY**2).sqrt()
+
+
+def leaky_clamp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """x in [0, 1], exactly; outside it a tenth of the gradient passes."""
+    return x.clamp(0, 1) + LEAK * (x - x.detach()) if x.requires_grad else x.clamp(0, 1)
+
+
+def hard_concrete(logits: Float[Tensor, "..."], uniform: Float[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
+    """A gate in [0, 1] that is exactly 0 or 1 with a positive probability; its mode where no uniform numbers are given."""
+    noise = 0.0 if uniform is None else torch.logit(uniform)
+    scale = 1.0 if uniform is None else SHARPNESS
+    return leaky_clamp(((logits + noise) / scale).sigmoid() * (HIGH - LOW) + LOW)
+
+
+def open_probability(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The probability that a hard concrete gate is not 0."""
+    return (logits - SHARPNESS * math.log(-LOW / HIGH)).sigmoid()
+
+
+def make_gated(base: Base, config: GatedConfig, progress: Progress) -> AttentionAdapter:
+    """Gated attention at every layer, not yet installed. BaseError where this base cannot have it."""
+    return AttentionAdapter(base.model, config, lambda site: GatedPatch(site, config))

@@ -1,0 +1,249 @@
+"""Shiftable attention: specialists beside the base's attention, and a gate that says how much of each a token takes.
+
+    Y = B + sum over k of  g_k (S_k - B),      g = softmax(W relu(pool(V x)) + b + log prior) over the base and the specialists
+
+S_k is the base's attention with low-rank changes of its queries and of its output projection, both zero at first, so the
+untrained model is the base bit for bit under any gate. Keys and values are the base's: a specialist costs one more
+reading of the cache and no space in it. pool is the token itself, or a running mean over what the token sees; of the
+tokens' V x beside the keys, so that it needs no state of its own. With top_k, each token reads with its top_k specialists only.
+
+Penalty, of means over tokens that are no padding:   entropy H(g) - balance H(mean g) + sparsity (1 - g_base), and where the
+domain of the text is given (`labelled`), the cross-entropy of the gate to it.
+
+Source: computermaster0101/shiftable-attention-poc, the README and the paper; Zhang et al. 2022, mixture of attention heads
+(arXiv 2210.05144), for specialists that share keys and values.
+Differs from the source:
+1. Gates are made token by token from the past; there the mean over the whole sequence tells a token what follows it.
+2. Specialists start as the base, not at random, and gradients pass through the base's branch.
+3. Base and specialists share one softmax, so that a specialist can be shut off; the released code normalises sigmoids.
+4. The regularisers that its README names exist, and gates of exactly 0 leave them finite.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from svf_rl.attention.adapter import AttentionAdapter
+from svf_rl.attention.host import Call, Patch, Site, rotate
+from svf_rl.base.load import Base
+from svf_rl.errors import BaseError, UserError
+from svf_rl.progress import Progress
+
+NEW = -6.0  # the gate's bias of an added specialist: it starts with a weight of about 0.002
+FORCED = 0.95  # the gate of the labelled specialist while it warms up
+
+
+class Pool(StrEnum):
+    """What the gate of a token reads: the token; the mean of all it sees; of the first PROMPT of those; or of the whole
+    sequence, future included, which a causal model cannot have."""
+
+    token = "token"
+    causal_mean = "causal_mean"
+    prompt = "prompt"
+    sequence = "sequence"
+
+
+@dataclass(frozen=True)
+class ShiftableConfig:
+    """configs/adapter/shiftable.yaml says what each one does."""
+
+    name: str = "shiftable"
+    specialists: int = 1
+    rank: int = 8
+    pool: Pool = Pool.token
+    prompt_tokens: int = 32
+    gate_width: int = 16
+    top_k: int | None = None
+    entropy: float = 0.0
+    balance: float = 0.0
+    sparsity: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in "specialists rank prompt_tokens gate_width".split():
+            if getattr(self, name) < 1:
+                raise UserError(f"adapter.{name} must be at least 1, not {getattr(self, name)}")
+        if self.top_k is not None and not 1 <= self.top_k <= self.specialists:
+            raise UserError(f"adapter.top_k must be between 1 and adapter.specialists={self.specialists}, not {self.top_k}")
+
+
+class Specialist(nn.Module):
+    """Low-rank changes of the queries and of the output projection, and its row of the gate."""
+
+    def __init__(self, site: Site, config: ShiftableConfig, index: int) -> None:
+        super().__init__()
+        inner = site.heads * site.head_dim
+        draw = site.seeded(1 + index, config.rank, site.width + inner)[-1]  # its own, whatever the others are
+        self.query_down = nn.Parameter(draw[:, : site.width] / math.sqrt(site.width))
+        self.query_up = nn.Parameter(torch.zeros(inner, config.rank))
+        self.out_down = nn.Parameter(draw[:, site.width :] / math.sqrt(inner))
+        self.out_up = nn.Parameter(torch.zeros(site.width, config.rank))
+        self.gate = nn.Parameter(torch.zeros(config.gate_width))
+        self.gate_bias = nn.Parameter(torch.zeros(()))
+
+
+class ShiftablePatch(Patch):
+    """The specialists and the gate of one attention module.
+
+    prior [rows or 1, 1 + K]: added to the gate's scores.  label: the specialist that the text belongs to (0 is the base), or None.
+    """
+
+    def __init__(self, site: Site, config: ShiftableConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gate_in = nn.Parameter(site.seeded(config.gate_width, site.width) / math.sqrt(site.width))
+        self.specialists = nn.ModuleList(Specialist(site, config, k) for k in range(config.specialists))
+        self.prior: Tensor | None = None
+        self.label: int | None = None
+
+    def features(self, call: Call) -> Float[Tensor, "B T n"] | None:
+        return None if self.config.pool == Pool.token else call.hidden.float() @ self.gate_in.T
+
+    def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
+        scores = gate_scores(self._pooled(call), self.rows("gate"), self.rows("gate_bias"), self.prior)
+        turns = self._turns(scores)
+        call.gates = gates = self._gates(scores, turns)
+        base = heads = call.attention()
+        inner = call.hidden.float() @ self.rows("query_down").flatten(0, 1).T
+        said: list[Tensor] = []
+        for turn in turns:
+            query = self._through(inner, turn, "query_up").unflatten(-1, (base.shape[2], -1)).transpose(1, 2)
+            branch = call.attention(call.query + rotate(query, call.turn).to(base.dtype))
+            amount = gates[..., 1:].gather(-1, turn)
+            heads = heads + amount[..., None].to(base.dtype) * (branch - base)
+            low = branch.flatten(2).float() @ self.rows("out_down").flatten(0, 1).T
+            said.append(amount * self._through(low, turn, "out_up"))
+        call.after = torch.stack(said).sum(0)
+        if torch.is_grad_enabled():
+            self._measure(call, gates, scores)
+        return heads
+
+    def rows(self, name: str) -> Float[Tensor, "K ..."]:
+        """One tensor of every specialist."""
+        return torch.stack([getattr(specialist, name) for specialist in self.specialists])
+
+    def _pooled(self, call: Call) -> Float[Tensor, "B T n"]:
+        if call.features is None:
+            return call.hidden.float() @ self.gate_in.T
+        seen = call.visible.float()
+        if self.config.pool == Pool.prompt:
+            seen = seen * (seen.cumsum(-1) <= self.config.prompt_tokens)
+        return (seen @ call.features.float()) / seen.sum(-1, keepdim=True).clamp(min=1)
+
+    def _turns(self, scores: Float[Tensor, "B T n"]) -> list[Int[Tensor, "B T 1"]]:
+        """Which specialist each token reads with, turn by turn: each in order, or each token's top_k."""
+        k, m = self.config.specialists, self.config.top_k
+        if m is None or m == k or self.label is not None:
+            return [torch.full_like(scores[..., :1], i, dtype=torch.long) for i in range(k)]
+        return list(scores[..., 1:].topk(m).indices.split(1, -1))
+
+    def _gates(self, scores: Float[Tensor, "B T n"], turns: list[Tensor]) -> Float[Tensor, "B T n"]:
+        """softmax over the base and the specialists that have a turn; where the text is labelled, what it says."""
+        if self.label is not None:
+            forced = torch.full_like(scores, (1 - FORCED) / self.config.specialists)
+            forced[..., self.label] = FORCED
+            return forced
+        busy = torch.zeros_like(scores[..., 1:]).scatter(-1, torch.cat(turns, -1), 1.0)
+        return scores.masked_fill(nn.functional.pad(busy, (1, 0), value=1.0) == 0, -torch.inf).softmax(-1)
+
+    def _through(self, inner: Float[Tensor, "B T inner"], turn: Int[Tensor, "B T 1"], up: str) -> Float[Tensor, "B T out"]:
+        """The low-rank product of each token's own specialist: the inner values of the others are set to zero."""
+        if self.config.specialists == 1:
+            return inner @ self.rows(up)[0].T
+        own: Tensor = nn.functional.one_hot(turn[..., 0], self.config.specialists).to(inner.dtype)
+        kept: Tensor = inner.unflatten(-1, (self.config.specialists, -1)) * own[..., None]
+        return kept.flatten(-2) @ self.rows(up).transpose(1, 2).flatten(0, 1)
+
+    def _measure(self, call: Call, gates: Tensor, scores: Tensor) -> None:
+        c, mean = self.config, call.mean(gates)
+        self.figures["gate_base"] = mean[0].detach()
+        self.figures["gate_entropy"] = call.mean(entropy(gates)).detach()
+        penalty = c.sparsity * (1 - mean[0]) + c.entropy * call.mean(entropy(gates)) - c.balance * entropy(mean)
+        if self.label is not None:
+            penalty = penalty - call.mean(scores.log_softmax(-1)[..., self.label])
+        self.penalty = penalty if c.sparsity or c.entropy or c.balance or self.label is not None else None
+
+
+def gate_scores(
+    pooled: Float[Tensor, "B T width"],
+    rows: Float[Tensor, "K width"],
+    bias: Float[Tensor, " K"],
+    prior: Float[Tensor, "rows n"] | None,
+) -> Float[Tensor, "B T n"]:
+    """relu(pooled) rows + bias, with 0 for the base in front, plus the logarithm of a prior."""
+    scores = nn.functional.pad(pooled.relu() @ rows.T + bias, (1, 0))
+    return scores if prior is None else scores + prior[:, None]
+
+
+def entropy(gates: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
+    """In nats, over the last dimension. A gate of 0 counts 0, and its gradient is finite."""
+    return -(gates * gates.clamp(min=1e-9).log()).sum(-1)
+
+
+def make_shiftable(base: Base, config: ShiftableConfig, progress: Progress) -> AttentionAdapter:
+    """Shiftable attention at every layer, not yet installed. BaseError for a pool that a causal model cannot have."""
+    if config.pool == Pool.sequence:
+        raise BaseError("pool=sequence would tell a token what follows it; a causal base takes token, causal_mean or prompt")
+    text = base.model.config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
+    if config.pool == Pool.prompt and getattr(text, "sliding_window", None) and "sliding_attention" in kinds:
+        raise BaseError("pool=prompt needs tokens that see the prompt, and this base has a sliding window; use pool=causal_mean")
+    return AttentionAdapter(base.model, config, lambda site: ShiftablePatch(site, config))
+
+
+@contextmanager
+def labelled(adapter: AttentionAdapter, label: int) -> Iterator[None]:
+    """Within it, the text belongs to one branch (0 is the base, k the k-th specialist): its gate is 0.95, whatever the gate
+    says, and the penalty teaches the gate to say so. For the first steps of training: equal specialists have equal gradients."""
+    with _setting(adapter, "label", label):
+        yield
+
+
+@contextmanager
+def prior(adapter: AttentionAdapter, log_prior: Float[Tensor, "rows n"]) -> Iterator[None]:
+    """Within it, every gate's scores have this term, of one row or of every row of the batch (see geometry.py)."""
+    with _setting(adapter, "prior", log_prior):
+        yield
+
+
+@contextmanager
+def _setting(adapter: AttentionAdapter, name: str, value: object) -> Iterator[None]:
+    before = {path: getattr(patch, name) for path, patch in adapter.patches.items()}
+    try:
+        for patch in adapter.patches.values():
+            setattr(patch, name, value)
+        yield
+    finally:
+        for path, patch in adapter.patches.items():
+            setattr(patch, name, before[path])
+
+
+def add_specialist(base: Base, adapter: AttentionAdapter) -> AttentionAdapter:
+    """A new adapter with one specialist more, nearly shut off, and the only one that trains; the others are kept as they are."""
+    config = replace(adapter.config, specialists=adapter.config.specialists + 1)
+    grown = AttentionAdapter(base.model, config, lambda site: ShiftablePatch(site, config))
+    own, old = grown.state(), adapter.state()
+    fresh = [name for name in own if name not in old]
+    grown.load_state({name: old.get(name, torch.full_like(t, NEW) if name.endswith("gate_bias") else t) for name, t in own.items()})
+    for name, parameter in grown.parameters().items():
+        parameter.requires_grad_(name in fresh)
+    return grown
+
+
+def remove_specialist(base: Base, adapter: AttentionAdapter, index: int) -> AttentionAdapter:
+    """A new adapter without the specialist of this index, from 0; the gates of the others grow in proportion."""
+    config = replace(adapter.config, specialists=adapter.config.specialists - 1, top_k=None)
+    fewer, old = AttentionAdapter(base.model, config, lambda site: ShiftablePatch(site, config)), adapter.state()
+    fewer.load_state({name: old[_renumbered(name, index)] for name in fewer.state()})
+    return fewer
+
+
+def _renumbered(name: str, removed: int) -> str:
+    path, middle, rest = name.rpartition(".specialists.")
+    number, _, tensor = rest.partition(".")
+    return f"{path}{middle}{int(number) + (int(number) >= removed)}.{tensor}" if middle else name

@@ -1,0 +1,206 @@
+"""Learned soft masks: every pair's attention weight is multiplied by a learned number, and the row is normalised again.
+
+    a'_ij = a_ij M_ij / sum over l of a_il M_il  =  softmax over j of (s_ij + log M_ij)
+
+so a mask is a term of the scores, and that is how it is computed: any attention kernel that takes a bias runs it, no row can lose
+all its mass to a small constant in the denominator, and what is the same for all j cancels. The forms of log M, per head h:
+
+bilinear   log sigmoid(t u_i . w_j / sqrt(r) + c) - log sigmoid(c) off the diagonal, 0 on it. u and w are linear in the tokens.
+original   log sigmoid(t (P h_i)_p) + log 2, one for all heads: p is the position of j, whatever stands there. To compare with.
+forget     -gamma times the sum of softplus(f . x_l + b) over the tokens l after j up to i: what lies far back fades.
+selective  -gamma times the sum over the tokens l between j and i of relu(s_lj) in the first head, but for j = l and the first
+           token: what one token has used, later ones see less of. No parameters but gamma.
+
+u, P and gamma are zero at first, which leaves every row as it was: the untrained model is the base to rounding (eager) or to the
+difference of two kernels (sdpa). w, f and, for selective, the first head's query are remembered beside the keys. The
+temperature t rises from 1 to `temperature` over the first `anneal_steps` optimiser steps. Penalty: openness times the mean of M.
+
+Source: gangasingh7058/Learned-Attention at ee83994 (original); Lin et al. 2025 (arXiv 2503.02130) for forget; Leviathan et al.
+2024 (arXiv 2410.02703) for selective.
+Differs from the source (Learned-Attention):
+1. Content on both sides, so that a mask says which tokens and not which slots, for any length, per head.
+2. The temperature starts at 1; there it is 20, which leaves two thirds of the gates without a gradient at the start.
+3. The original form reads the layer's input; there it has an attention of its own, which the frozen layers below make idle.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from svf_rl.attention.adapter import AttentionAdapter
+from svf_rl.attention.host import Call, Patch, Site
+from svf_rl.base.load import Base
+from svf_rl.errors import UserError
+from svf_rl.progress import Progress
+
+FADING = -4.0  # softplus(-4) = 0.02: with gamma at 1, half of the weight is gone after 38 tokens
+
+
+class Form(StrEnum):
+    """What log M is made of; see above."""
+
+    bilinear = "bilinear"
+    original = "original"
+    forget = "forget"
+    selective = "selective"
+
+
+@dataclass(frozen=True)
+class SoftMaskConfig:
+    """configs/adapter/soft_mask.yaml says what each one does."""
+
+    name: str = "soft_mask"
+    form: Form = Form.bilinear
+    rank: int = 4
+    temperature: float = 5.0
+    anneal_steps: int = 50
+    openness: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.anneal_steps < 1 or not 1 <= self.temperature < math.inf or self.openness < 0:
+            raise UserError(
+                f"soft masks need rank, anneal_steps and temperature of at least 1, openness of at least 0; found {self}"
+            )
+
+
+class SoftMaskPatch(Patch):
+    """log M [B, heads or 1, T, S], added to the scores. Abstract."""
+
+    pairwise = True
+
+    def __init__(self, config: SoftMaskConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def log_mask(self, call: Call) -> Float[Tensor, "B heads T S"]:
+        """Of pairs that the call's mask allows; of others, anything finite."""
+
+    def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
+        bias = self.log_mask(call).masked_fill(~call.visible[:, None], 0.0)
+        if call.looking:
+            call.masks = bias.exp()
+        if torch.is_grad_enabled():
+            self._measure(call, bias)
+        return call.attention(bias=bias.expand(-1, call.query.shape[1], -1, -1))
+
+    def _measure(self, call: Call, bias: Float[Tensor, "B heads T S"]) -> None:
+        if self.config.openness:
+            mean = call.pair_mean(bias.exp())
+            self.penalty = self.config.openness * mean
+        else:
+            mean = call.pair_mean(bias.detach().exp())
+        self.figures["mask_mean"] = mean.detach()
+
+
+class Annealed(SoftMaskPatch):
+    """A mask of logits t z. The temperature is a parameter without a gradient, so that it is kept with the others."""
+
+    def __init__(self, config: SoftMaskConfig) -> None:
+        super().__init__(config)
+        self.temperature = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        self.temperature.add_((self.config.temperature - 1) / self.config.anneal_steps).clamp_(max=self.config.temperature)
+
+
+class Bilinear(Annealed):
+    """u_i . w_j: content on both sides."""
+
+    def __init__(self, site: Site, config: SoftMaskConfig) -> None:
+        super().__init__(config)
+        self.heads = site.heads
+        self.query_map = nn.Parameter(torch.zeros(site.heads * config.rank, site.width))
+        self.key_map = nn.Parameter(site.seeded(site.heads * config.rank, site.width) / math.sqrt(site.width))
+        self.offset = nn.Parameter(torch.zeros(site.heads))
+
+    def features(self, call: Call) -> Float[Tensor, "B T n"]:
+        return call.hidden.float() @ self.key_map.T
+
+    def log_mask(self, call: Call) -> Float[Tensor, "B heads T S"]:
+        assert call.features is not None
+        query = (call.hidden.float() @ self.query_map.T).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key = call.features.float().unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        offset = self.offset[:, None, None]
+        z = query @ (key * (self.temperature / math.sqrt(self.config.rank))).transpose(2, 3)
+        own = F.one_hot(call.slot, call.key.shape[2])[:, None].bool()
+        return (F.logsigmoid(z + offset) - F.logsigmoid(offset)).masked_fill(own, 0.0)
+
+
+class Original(Annealed):
+    """(P h_i)_p: the published mask, keyed by position. ValueError for sequences beyond the base's context."""
+
+    def __init__(self, site: Site, config: SoftMaskConfig, context: int) -> None:
+        super().__init__(config)
+        self.positions = nn.Parameter(torch.zeros(context, site.width))
+
+    def log_mask(self, call: Call) -> Float[Tensor, "B 1 T S"]:
+        position = (call.visible.int().cumsum(-1) - 1).clamp(min=0)  # of each key, among those that the query sees
+        if call.key.shape[2] > len(self.positions) and int(position.max()) >= len(self.positions):
+            raise ValueError(f"form=original knows {len(self.positions)} positions, found {int(position.max()) + 1}")
+        z = self.temperature * (call.hidden.float() @ self.positions.T)
+        return (F.logsigmoid(z) + math.log(2)).gather(-1, position.expand(len(z), -1, -1))[:, None]
+
+
+class Fading(SoftMaskPatch):
+    """A mask of strength gamma, at least 0."""
+
+    def __init__(self, site: Site, config: SoftMaskConfig) -> None:
+        super().__init__(config)
+        self.gamma = nn.Parameter(torch.zeros(site.heads))
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        self.gamma.clamp_(min=0)
+
+
+class Forget(Fading):
+    """Forget gates: a sum over the tokens between key and query, as the difference of two cumulative sums."""
+
+    def __init__(self, site: Site, config: SoftMaskConfig) -> None:
+        super().__init__(site, config)
+        self.gate = nn.Parameter(site.seeded(site.heads, site.width) / math.sqrt(site.width))
+        self.gate_bias = nn.Parameter(torch.full((site.heads,), FADING))
+
+    def features(self, call: Call) -> Float[Tensor, "B T n"]:
+        return F.softplus(call.hidden.float() @ self.gate.T + self.gate_bias)
+
+    def log_mask(self, call: Call) -> Float[Tensor, "B H T S"]:
+        assert call.features is not None
+        total = call.features.float().cumsum(1).transpose(1, 2)
+        now = total.gather(-1, call.slot[:, None].expand(len(total), total.shape[1], -1))
+        return -self.gamma[:, None, None] * (now[..., None] - total[:, :, None])
+
+
+class Selective(Fading):
+    """What earlier tokens have used: one head's scores of all earlier queries, remembered, against all keys."""
+
+    def features(self, call: Call) -> Float[Tensor, "B T n"]:
+        return call.query[:, 0]
+
+    def log_mask(self, call: Call) -> Float[Tensor, "B H T S"]:
+        assert call.features is not None
+        used = F.relu(call.features.float() @ call.key[:, 0].float().transpose(1, 2) * call.options["scaling"]).tril(-1)
+        own = F.one_hot(call.slot, call.key.shape[2]).bool()
+        taken = (call.visible & ~own).float() @ used
+        first = call.visible.int().cumsum(-1) == 1
+        return -self.gamma[:, None, None] * taken.masked_fill(first, 0.0)[:, None]
+
+
+def make_soft_mask(base: Base, config: SoftMaskConfig, progress: Progress) -> AttentionAdapter:
+    """Soft masks at every layer, not yet installed. BaseError where this base cannot have them."""
+    forms: dict[str, Callable[[Site], Patch]] = {
+        Form.bilinear: lambda site: Bilinear(site, config),
+        Form.original: lambda site: Original(site, config, base.context),
+        Form.forget: lambda site: Forget(site, config),
+        Form.selective: lambda site: Selective(site, config),
+    }
+    return AttentionAdapter(base.model, config, forms[config.form])

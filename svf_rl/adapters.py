@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from svf_rl.adapter import Adapter
+from svf_rl.alternatives.bias import BiasConfig, make_bias
+from svf_rl.alternatives.full import FullConfig, make_full
+from svf_rl.alternatives.low_rank import IA3Config, LoRAConfig, TinyLoRAConfig, make_ia3, make_lora, make_tinylora
 from svf_rl.attention.gated import GatedConfig, make_gated
 from svf_rl.attention.selective import SelectiveConfig, make_selective
 from svf_rl.attention.shiftable import ShiftableConfig, make_shiftable
@@ -45,6 +48,11 @@ ADAPTERS: dict[str, Kind] = {
     "gated": Kind(GatedConfig, make_gated),
     "soft_mask": Kind(SoftMaskConfig, make_soft_mask),
     "selective": Kind(SelectiveConfig, make_selective),
+    "lora": Kind(LoRAConfig, make_lora),
+    "ia3": Kind(IA3Config, make_ia3),
+    "tinylora": Kind(TinyLoRAConfig, make_tinylora),
+    "bias": Kind(BiasConfig, make_bias),
+    "full": Kind(FullConfig, make_full),
 }
 
 

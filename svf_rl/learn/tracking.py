@@ -32,6 +32,7 @@ METRICS = {
     "z_mean": "mean of z over all matrices (the base has 1)",
     "z_move": "root mean square of z - 1 over all matrices",
     "z_max_log": "largest |log z|: how far any singular value has moved",
+    "adapter_move": "root mean square over all trained numbers of how far they are from where they began",
     "stop_share": "share of completions that ended by themselves; the rest hit the length limit",
     "tokens_per_answer": "mean length of a completion, in tokens",
     "tokens_per_second": "sampled tokens by seconds of the whole step",

@@ -1,5 +1,6 @@
 """Intervals against textbook formulas, tables, and simulated coverage."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svf_rl.evaluate.stats import Interval, mean_interval, paired_difference, proportion
+from svf_rl.evaluate.stats import Interval, holm, mean_interval, paired_difference, paired_p, pass_at_k, proportion, rate
 
 Z95 = 1.959963984540054
 
@@ -72,3 +73,46 @@ def test_values_that_are_all_equal_are_a_point() -> None:
 
 def test_an_interval_reads_as_per_cent() -> None:
     assert str(Interval(0.4567, 0.4, 0.50004)) == "45.7 % [40.0, 50.0]"
+
+
+def test_mcnemar_is_the_enumeration_of_all_splits_of_the_discordant_pairs() -> None:
+    """7 questions gained, 2 lost: of the 2^9 ways to split them, those as uneven or more."""
+    before, after = [0.0] * 7 + [1.0] * 2 + [1.0, 0.0] * 20, [1.0] * 7 + [0.0] * 2 + [1.0, 0.0] * 20
+    uneven = sum(abs(sum(ways) - 4.5) >= 2.5 for ways in itertools.product((0, 1), repeat=9))
+    assert paired_p(before, after) == pytest.approx(uneven / 2**9)
+    assert paired_p(before, before) == 1.0
+
+
+def test_the_test_of_shares_is_the_enumeration_of_all_flips_of_signs() -> None:
+    differences = [0.5, 0.25, -0.25, 0.75, 0.5, 1.0]
+    sums = [sum(s * d for s, d in zip(signs, differences, strict=True)) for signs in itertools.product((1, -1), repeat=6)]
+    extreme = sum(abs(total) >= sum(differences) for total in sums) / 64
+    assert paired_p([0.0] * 6, differences) == pytest.approx(extreme)
+
+
+def test_holm_by_hand() -> None:
+    """The smallest of four is multiplied by 4, the next by 3, and none falls below one before it."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_pass_at_k_is_the_mean_over_all_choices_of_k_samples() -> None:
+    for n, right in itertools.product((1, 4, 6), (0, 1, 3)):
+        samples = [1] * min(right, n) + [0] * (n - min(right, n))
+        for k in range(1, n + 1):
+            choices = [max(chosen) for chosen in itertools.combinations(samples, k)]
+            assert pass_at_k(n, sum(samples), k) == pytest.approx(np.mean(choices))
+    with pytest.raises(ValueError, match="k=5"):
+        pass_at_k(4, 1, 5)
+
+
+def test_a_rate_weighs_texts_by_their_tokens_and_its_interval_covers_the_truth() -> None:
+    rng, covered = np.random.default_rng(3), []
+    assert rate([2.0, 9.0], [1, 9]).value == pytest.approx(1.1)
+    for _ in range(100):
+        tokens = rng.integers(20, 60, size=80)
+        _, low, high = rate((tokens * 2.0 + rng.normal(0, 10, 80)).tolist(), tokens.tolist())
+        covered.append(low <= 2.0 <= high)
+    assert 0.87 < np.mean(covered) <= 1.0
+    assert rate([0.0, 0.0], [3, 4]) == (0.0, 0.0, 0.0)

@@ -73,8 +73,8 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(site.heads * width, rank))
 
     def of(self, x: Float[Tensor, "B T width"]) -> Float[Tensor, "B heads T d"]:
-        flat: Tensor = (x.float() @ self.down.T) @ self.up.T
-        return flat.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = (x.float() @ self.down.T @ self.up.T).unflatten(-1, (self.heads, -1))
+        return heads.transpose(1, 2)
 
 
 class Linear(Patch):
@@ -152,8 +152,8 @@ class Nonlinear(Patch):
 def key_bias(
     query: Float[Tensor, "B H T d"],
     own: Float[Tensor, "B H T rotary"],
-    cos: Float[Tensor, "B 1 S rotary/2"],
-    sin: Float[Tensor, "B 1 S rotary/2"],
+    cos: Float[Tensor, "rows 1 S half"],
+    sin: Float[Tensor, "rows 1 S half"],
 ) -> Float[Tensor, "B H T S"]:
     """q_i . R_j(a_i) for all pairs, from one vector of each query and one of each key."""
     first, second = own.chunk(2, -1)

@@ -1,0 +1,52 @@
+"""The fast forms against keys and values made for every pair, written out."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from svf_rl.attention import selective
+from svf_rl.attention.host import rotate
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def turn(length: int, width: int) -> tuple[Tensor, Tensor]:
+    angles = torch.arange(length)[:, None] / 10000 ** (torch.arange(width // 2) * 2 / width)
+    doubled = angles.double().repeat(1, 2)[None]
+    return doubled.cos(), doubled.sin()
+
+
+@pytest.mark.parametrize("rope", [True, False])
+def test_side_by_side_is_attention_with_a_bias_and_a_skip(rope: bool) -> None:
+    """In float64 to rounding, of concatenated pairs mapped as the seed maps them: K = [q; x] W_k, V = [q; x] W_v."""
+    q, x = random(2, 2, 9, 8), random(2, 2, 9, 8, seed=1)
+    w_key, w_value = random(16, 8, seed=2), random(16, 8, seed=3)
+    turned = turn(9, 8) if rope else None
+    visible = torch.ones(9, 9, dtype=torch.bool).tril()
+    pairs = torch.cat([q[:, :, :, None].expand(-1, -1, -1, 9, -1), x[:, :, None].expand(-1, -1, 9, -1, -1)], -1)
+    keys, values = pairs @ w_key, pairs @ w_value
+    keys = torch.stack([rotate(keys[:, :, i], turned) for i in range(9)], 2)
+    scores = torch.einsum("bhtd,bhtsd->bhts", rotate(q, turned), keys) / math.sqrt(8)
+    truth = torch.einsum("bhts,bhtsd->bhtd", scores.masked_fill(~visible, -torch.inf).softmax(-1), values)
+    parts = (rotate(q, turned), rotate(x @ w_key[8:], turned), x @ w_value[8:], q @ w_key[:8], q @ w_value[:8], turned, visible)
+    assert torch.allclose(selective.fast(*parts), truth, atol=1e-12)
+    assert torch.allclose(selective.naive(*parts), truth, atol=1e-12)
+    if not rope:  # then the query's share of the keys changes nothing at all
+        assert torch.allclose(selective.fast(*parts[:3], 0 * parts[3], *parts[4:]), truth, atol=1e-12)
+
+
+def test_pairs_in_pieces_are_pairs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = random(2, 3, 7, 5).softmax(-1).requires_grad_()
+    query, key = random(2, 3, 7, 4, seed=1).requires_grad_(), random(2, 3, 5, 4, seed=2).requires_grad_()
+    truth = torch.einsum("bhts,bhtsm->bhtm", weights, F.gelu(query[:, :, :, None] + key[:, :, None]))
+    slopes = torch.autograd.grad(truth.square().sum(), (weights, query, key))
+    monkeypatch.setattr(selective, "CHUNK", 2 * key.numel())
+    found = selective.pairwise(weights, query, key)
+    assert torch.allclose(found, truth, atol=1e-12)
+    for mine, right in zip(torch.autograd.grad(found.square().sum(), (weights, query, key)), slopes, strict=True):
+        assert torch.allclose(mine, right, atol=1e-10)

@@ -1,0 +1,205 @@
+"""Specialists and their gate: the formula, adding and removing, labels, priors, and the block for encoders."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from svf_rl.adapters import make_adapter
+from svf_rl.attention import geometry, shiftable
+from svf_rl.attention.block import ShiftableTransformerBlock
+from svf_rl.attention.shiftable import Pool, ShiftableConfig, add_specialist, labelled, prior, remove_specialist
+from svf_rl.base.load import Base
+from svf_rl.errors import BaseError, UserError
+
+
+@torch.no_grad()
+def logits(base: Base, ids: Tensor) -> Tensor:
+    out: Tensor = base.model(input_ids=ids).logits
+    return out
+
+
+def shut(adapter: Any, *specialists: int) -> Tensor:
+    """A log prior that leaves nothing to these specialists."""
+    row = torch.zeros(1, 1 + adapter.config.specialists)
+    row[0, [1 + k for k in specialists]] = -1e4
+    return row
+
+
+@torch.no_grad()
+def test_the_formula(backends: dict[str, Base], adapt: Any) -> None:
+    """Y = B + sum g (S - B) with each S written out: the base's attention with merged query and output weights."""
+    base, ids = backends["llama-sdpa"], torch.arange(14).view(2, 7)
+    adapter = adapt(base, ShiftableConfig(specialists=2))
+    host, patch = next(iter(adapter.hosts.values())), next(iter(adapter.patches.values()))
+    host.looking = True
+    seen: dict[str, Any] = {}
+    hook = host.register_forward_hook(lambda m, args, kw, out: seen.update(kw=kw, out=out[0]), with_kwargs=True)
+    base.model(input_ids=ids)
+    hook.remove()
+    host.looking = False
+    gates, module = host.take().gates, host.base
+    host.detach()
+    plain = {k: v for k, v in seen["kw"].items() if k != "past_key_values"}
+    truth = b = module(**plain)[0]
+    for k, one in enumerate(patch.specialists):
+        changed = {
+            "q_proj.weight": module.q_proj.weight + one.query_up @ one.query_down,
+            "o_proj.weight": module.o_proj.weight + one.out_up @ one.out_down,
+        }
+        truth = truth + gates[..., k + 1 : k + 2] * (torch.func.functional_call(module, changed, (), plain)[0] - b)
+    host.attach()
+    assert torch.allclose(seen["out"], truth, rtol=1e-4, atol=1e-4)
+
+
+def test_a_shut_gate_is_the_base_exactly(backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
+    base = backends["qwen2-sdpa"]
+    before = logits(base, ids)
+    adapter = adapt(base, ShiftableConfig(specialists=2))
+    with prior(adapter, shut(adapter, 0, 1)):
+        assert torch.equal(logits(base, ids), before)
+    assert not torch.allclose(logits(base, ids), before, atol=0.05)
+
+
+def test_top_k_reads_with_no_more(backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
+    base = backends["llama-sdpa"]
+    adapter = adapt(base, ShiftableConfig(specialists=6, rank=2, top_k=2))
+    with torch.no_grad():
+        _, gates = adapter.look(ids, return_gates=True)
+    for layer in gates:
+        assert bool(((layer[..., 1:] > 0).sum(-1) == 2).all())
+        assert torch.allclose(layer.sum(-1), torch.ones(3, 11))
+    state = adapter.state()
+    adapter.uninstall()
+    whole = adapt(base, ShiftableConfig(specialists=6, rank=2))
+    whole.load_state(state)
+    with torch.no_grad():
+        _, every = whole.look(ids, return_gates=True)
+    kept = every[0] * (gates[0] > 0)
+    assert torch.allclose(kept / kept.sum(-1, keepdim=True), gates[0], atol=1e-5)
+
+
+def test_adding_and_removing_leave_the_others(backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
+    base = backends["qwen2-sdpa"]
+    adapter = adapt(base, ShiftableConfig(specialists=2))
+    before, state = logits(base, ids), adapter.state()
+    adapter.uninstall()
+    grown = add_specialist(base, adapter)
+    grown.install()
+    with prior(grown, shut(grown, 2)):
+        assert torch.allclose(logits(base, ids), before, atol=1e-4)
+    optimizer = torch.optim.AdamW(grown.parameters().values(), lr=0.1, weight_decay=0.0)
+    base.model(input_ids=ids).logits.square().mean().backward()
+    optimizer.step()
+    assert all(torch.equal(grown.state()[name], tensor) for name, tensor in state.items())
+    grown.uninstall()
+    for fewer, kept in ((remove_specialist(base, grown, 2), state), (remove_specialist(base, adapter, 0), None)):
+        fewer.install()
+        if kept is None:
+            found = logits(base, ids)
+            fewer.uninstall()
+            adapter.install()
+            with prior(adapter, shut(adapter, 0)):
+                assert torch.allclose(logits(base, ids), found, atol=1e-4)
+        else:
+            assert torch.equal(logits(base, ids), before)
+            fewer.uninstall()
+
+
+def test_a_label_forces_the_gate_and_teaches_it(backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
+    base = backends["llama-sdpa"]
+    adapter = adapt(base, ShiftableConfig(specialists=2), stirred=False)
+    with labelled(adapter, 2):
+        _, gates = adapter.look(ids, return_gates=True)
+        assert torch.allclose(gates[0][..., 2], torch.full((3, 11), shiftable.FORCED))
+        optimizer = torch.optim.AdamW(adapter.parameters().values(), lr=0.05, weight_decay=0.0)
+        for _ in range(20):
+            base.model(input_ids=ids)
+            adapter.penalty().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    with torch.no_grad():
+        _, gates = adapter.look(ids, return_gates=True)
+    assert float(gates[0][..., 2].mean()) > 0.8
+
+
+def test_regularisers_are_finite_where_a_gate_is_zero() -> None:
+    scores = torch.tensor([[0.0, 1.0, -torch.inf]], requires_grad=True)
+    value = shiftable.entropy(scores.softmax(-1)).sum()
+    value.backward()
+    assert bool(value.isfinite())
+    assert scores.grad is not None
+    assert bool(scores.grad.isfinite().all())
+    assert float(value.detach()) == pytest.approx(float(torch.distributions.Bernoulli(logits=torch.ones(())).entropy()), rel=1e-5)
+
+
+def test_pools_that_would_leak_are_refused(tiny_base: Base, architectures: dict[str, Base]) -> None:
+    with pytest.raises(BaseError, match="what follows"):
+        make_adapter(tiny_base, ShiftableConfig(pool=Pool.sequence))
+    with pytest.raises(BaseError, match="sliding window"):
+        make_adapter(architectures["mistral"], ShiftableConfig(pool=Pool.prompt))
+    with pytest.raises(UserError, match="top_k"):
+        ShiftableConfig(top_k=2)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("pool", [Pool.token, Pool.causal_mean, Pool.sequence])
+def test_the_block_stands_in_for_a_layer(norm_first: bool, batch_first: bool, pool: Pool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, 0.0, "gelu", norm_first=norm_first, batch_first=batch_first)
+    block = ShiftableTransformerBlock.from_layer(layer, 2, pool=pool)
+    x = torch.randn(3, 5, 16) if batch_first else torch.randn(5, 3, 16)
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    causal = nn.Transformer.generate_square_subsequent_mask(5)
+    calls: list[dict[str, Any]] = [{}, {"src_key_padding_mask": padding}]
+    calls += [{"src_mask": causal, "is_causal": True}] if pool != Pool.sequence else []
+    for training in (True, False):
+        layer.train(training)
+        block.train(training)
+        for options in calls:
+            assert torch.allclose(block(x, **options), layer(x, **options), atol=1e-6)
+    out, gates = block(x, return_gates=True)
+    out.square().mean().backward()
+    assert gates.shape == (*x.shape[:2], 3)
+    assert block.query_up.grad is not None
+    assert all(p.grad is None for p in block.layer.parameters())
+    encoder = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+    assert encoder(x, src_key_padding_mask=padding).shape == x.shape
+    with torch.no_grad():
+        for parameter in (block.query_up, block.out_up, block.gate):
+            parameter.normal_()
+        if pool != Pool.sequence:
+            before = block(x, src_mask=causal, is_causal=True)
+            changed = x.clone()
+            changed[(slice(None), 4) if batch_first else 4] = torch.randn(3, 16)
+            after = block(changed, src_mask=causal, is_causal=True)
+            past = (slice(None), slice(4)) if batch_first else slice(4)
+            assert torch.allclose(after[past], before[past], atol=1e-6)
+        else:
+            with pytest.raises(ValueError, match="what follows"):
+                block(x, src_mask=causal)
+
+
+def test_the_geometry_knows_domains_and_what_is_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 60, 8, generator=generator, dtype=torch.float64)
+    domains = [noise[0] + 4, noise[1] - 4]
+    found = geometry.calibrate(geometry.fit([d[:40] for d in domains]), torch.cat([d[40:] for d in domains]))
+    queries = torch.stack([domains[0][50], domains[1][50], torch.full((8,), 40.0, dtype=torch.float64)])
+    assert found.unknown(queries).tolist() == [False, False, True]
+    chances = found.log_prior(queries).softmax(-1)
+    assert chances.argmax(-1)[2] == 0
+    assert chances[2, 0] > 0.999
+    assert chances[0, 1] > 100 * chances[0, 2]
+    assert chances[1, 2] > 100 * chances[1, 1]
+
+
+def test_the_shrunk_covariance_is_nearer_the_truth() -> None:
+    """Of 10 rows in 20 dimensions: the sample's own cannot be inverted, and is further from the true one."""
+    rows = torch.randn(10, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    truth, shrunk = torch.eye(20, dtype=torch.float64), geometry.shrunk_covariance(rows)
+    assert float((shrunk - truth).norm()) < float((rows.T @ rows / 10 - truth).norm()) / 2
+    assert bool(torch.linalg.eigvalsh(shrunk).min() > 0.1)

@@ -12,8 +12,9 @@ environment  what it was trained on     command, revision, metrics   how, with w
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from enum import EnumType
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from svf_rl.adapter import Adapter
 from svf_rl.alternatives.bias import BiasConfig, make_bias
@@ -87,14 +88,15 @@ def open_adapter(path: Path, base: Base, progress: Progress | None = None) -> tu
             f"{str(path)!r} was trained on the base {about['base']!r} (fingerprint {about['fingerprint']}), "
             f"the loaded base has fingerprint {base.fingerprint}; load that base"
         )
-    adapter = make_adapter(base, _settings(path, about), progress)
+    config, metrics = _settings_and_metrics(path, about)
+    adapter = make_adapter(base, config, progress)
     if any(not bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point()):
         raise ExpertError(f"{str(path)!r} has values that are not finite; the file is damaged, train it again")
     try:
         adapter.load_state({name: tensor.to(base.device) for name, tensor in state.items()})
     except ValueError as error:
         raise ExpertError(f"{str(path)!r} does not fit this base: {error}") from error
-    return adapter, {**about, "metrics": json.loads(about["metrics"])}
+    return adapter, {**about, "metrics": metrics}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -119,10 +121,13 @@ def _open_expert(path: Path, base: Base, progress: Progress | None) -> tuple[Ada
     return adapter, dict(expert.about)
 
 
-def _settings(path: Path, about: Mapping[str, str]) -> Any:
+def _settings_and_metrics(path: Path, about: Mapping[str, str]) -> tuple[Any, Any]:
     try:
-        return ADAPTERS[about["adapter"]].settings(**json.loads(about["settings"]))
-    except (KeyError, TypeError, ValueError) as error:
+        schema = ADAPTERS[about["adapter"]].settings
+        kinds = {key: kind if isinstance(kind, EnumType) else lambda value: value for key, kind in get_type_hints(schema).items()}
+        stored = {key: kinds[key](value) for key, value in json.loads(about["settings"]).items()}
+        return schema(**stored), json.loads(about["metrics"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ExpertError(
-            f"{str(path)!r} has the adapter {about['adapter']!r} with settings this version cannot read: {error}"
+            f"{str(path)!r} has the adapter {about['adapter']!r} with settings or metrics this version cannot read: {error}"
         ) from error

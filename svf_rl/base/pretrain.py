@@ -99,8 +99,7 @@ def next_token_loss(model: nn.Module, ids: Int[Tensor, "rows time"]) -> Float[Te
 
 def pretrain(config: PretrainConfig, progress: Progress) -> Path:
     """Make the base; returns its folder. A run that was interrupted goes on from its last checkpoint."""
-    folder = Path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(config.run_dir)
     texts = corpus.Corpus()
     codec = _tokenizer(config, texts, folder / "tokenizer.json")
     model = new_model(config, codec)
@@ -130,6 +129,15 @@ def pretrain(config: PretrainConfig, progress: Progress) -> Path:
     write_json(folder / "pretrain.json", facts)
     _plot(curve, folder / "loss.png")
     return folder
+
+
+def _folder(path: str) -> Path:
+    """The run's folder, made if need be. UserError where that is impossible."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {path!r} ({error.strerror}); choose another run_dir") from error
+    return Path(path)
 
 
 def _tokenizer(config: PretrainConfig, texts: corpus.Corpus, path: Path) -> tokenizer.TextCodec:

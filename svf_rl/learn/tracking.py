@@ -5,8 +5,11 @@ METRICS explains every logged figure once; a figure that is not in it is not log
 
 import json
 import math
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +68,10 @@ class Tracker:
             raise KeyError(f"METRICS does not explain {', '.join(sorted(unknown))}")
         verdicts = Counter(e.verdict for group in groups for e in group)
         _append(self.folder / "metrics.jsonl", {"step": step, **row, "verdicts": dict(verdicts)})
-        for key, value in row.items():
-            self._writer.add_scalar(key, value, step)
-        self._log_samples(step, groups)
+        with interrupts_wait():
+            for key, value in row.items():
+                self._writer.add_scalar(key, value, step)
+            self._log_samples(step, groups)
         kl = {"kl": f"{row['kl']:.3f}"} if "kl" in row else {}
         self.bar.show(reward=f"{row['reward']:.2f}", **kl, tokens_per_second=round(row["tokens_per_second"]))
 
@@ -88,6 +92,23 @@ class Tracker:
         if groups:
             episode = groups[0][0]
             self._writer.add_text("sample", f"{episode.prompt}\n\n{episode.text}\n\nreward {episode.reward}", step)
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect at its end: one amid TensorBoard's queue would leave `close` waiting for ever."""
+    if threading.current_thread() is not threading.main_thread():  # signals never arrive in another one
+        yield
+        return
+    came: list[int] = []
+    handlers = {kind: signal.signal(kind, lambda number, _: came.append(number)) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _of_episodes(groups: list[Group], seconds: float) -> dict[str, float]:

@@ -187,6 +187,8 @@ def _ask(env: Any, split: str, index: int) -> str | None:
         return None
     if not isinstance(prompt, str):
         raise UserError(f"expected an environment whose observations are text, found {type(prompt).__name__}; give another env.id")
+    if not prompt:
+        raise UserError(f"expected a question of at least one character, found an empty one: question {index} of {split!s}")
     return prompt
 
 

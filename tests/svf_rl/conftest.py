@@ -2,15 +2,17 @@
 
 import copy
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import transformers
 
+from svf_rl import cli
 from svf_rl.base.load import Base, BaseConfig, load_base
 from svf_rl.learn.checkpoint import Progress as Counters
 from svf_rl.learn.tracking import Tracker
@@ -56,6 +58,35 @@ def make_base(tmp_path_factory: pytest.TempPathFactory, fast_tokenizer: Any) -> 
         return load_base(BaseConfig(path=str(folder), device="cpu"))
 
     return make
+
+
+class Done(NamedTuple):
+    """How a command ended: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def mistake(self) -> str:
+        """The one line that says what the user did wrong; only lines of progress may come before it."""
+        assert self.code == 2, self
+        (line,) = [line for line in self.err.splitlines() if line.strip() and "%|" not in line]
+        return line.removeprefix("svf-rl: ")
+
+
+@pytest.fixture
+def svf_rl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Done]]:
+    """The command, run in this process and in a folder of its own: svf_rl("train", "env=math").code"""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> Done:
+        code = cli.main([str(word) for word in words])
+        return Done(code, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

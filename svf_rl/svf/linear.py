@@ -76,6 +76,15 @@ class SVFLinear(nn.Module):
         self._had_backward = False
         return self._merged
 
+    def dense(self) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None] | None:
+        """The weight and bias it acts with now; None if every row has its own."""
+        if self.rows is not None and not self.bypass:
+            return None
+        if self.bypass:
+            return matrix(self.base), self.base.bias
+        weight = self.merged(self._scale())
+        return weight.T if isinstance(self.base, Conv1D) else weight, self.base.bias
+
     def _is_stale(self, z: Float[Tensor, " r"]) -> bool:
         """In-place operations count z's version up, fused optimisers do not: after a backward pass the values are compared."""
         version, values = self._merged_for

@@ -12,7 +12,8 @@ from scipy import stats
 
 from svf_rl.base.load import Base
 from svf_rl.errors import UserError
-from svf_rl.rollout.sampler import Sampling, draw, sample
+from svf_rl.rollout.engine import Engine
+from svf_rl.rollout.sampler import PREFILL, Sampling, draw, sample
 from svf_rl.svf.adapter import SVFAdapter
 from svf_rl.svf.factorize import factorize
 from svf_rl.svf.linear import SVFLinear
@@ -76,20 +77,15 @@ def naive_best(model: Any, prompt: list[int], ids: list[int]) -> tuple[list[int]
 
 
 class Calls:
-    """Records the shape of every batch that a base runs."""
+    """Records how many prompts, and how many rows, the engine runs at a time."""
 
-    def __init__(self, base: Base) -> None:
-        self.shapes: list[tuple[int, int]] = []
-        self._hook = base.model.base_model.register_forward_pre_hook(self._see, with_kwargs=True)
-
-    def _see(self, module: Any, args: Any, kwargs: Any) -> None:
-        self.shapes.append(tuple(kwargs["input_ids"].shape))
-
-    def __enter__(self) -> "Calls":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hook.remove()
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.prefills: list[tuple[int, ...]] = []
+        self.decodes: list[int] = []
+        prefill, decode = Engine.prefill, Engine.decode
+        patch.setattr(Engine, "prefill", lambda e, ids, *a: self.prefills.append(tuple(ids.shape)) or prefill(e, ids, *a))
+        patch.setattr(Engine, "decode", lambda e, ids, *a: self.decodes.append(len(ids)) or decode(e, ids, *a))
+        patch.setattr(Engine, "checked", lambda e: e)
 
 
 # ---- greedy: the library's tokens
@@ -298,13 +294,13 @@ def random_experts(adapter: SVFAdapter, count: int) -> list[Expert | None]:
 def test_every_row_writes_under_its_own_expert(base: Base) -> None:
     """Against the expert merged, one row at a time, without a cache."""
     adapter = SVFAdapter(base.model, factorize(base, "attention+mlp"))
-    experts, prompts = random_experts(adapter, 4), random_prompts() * 2
+    experts, prompts = random_experts(adapter, 4), [*random_prompts()[:4], *random_prompts()[1:4]]
     kinds = [random.Random(1).randrange(4) for _ in prompts]
     alone = Expert({name: torch.ones_like(s) for name, s in adapter.spectra.items()})
     adapter.install()
     try:
         with adapter.mixtures(experts) as choose:
-            batches = [sample(base, prompts, Sampling(NEW, 0.0, rows), [0] * 14, kinds, choose) for rows in (1, 4, 64)]
+            batches = [sample(base, prompts, Sampling(NEW, 0.0, rows), [0] * 7, kinds, choose) for rows in (4, 64)]
         for i, (kind, prompt) in enumerate(zip(kinds, prompts, strict=True)):
             adapter.load_expert(experts[kind] or alone)
             ids = batches[0][i].ids
@@ -320,7 +316,7 @@ def test_only_equal_prompts_of_equal_kind_share_a_prefill(tiny_base: Base) -> No
     seen: list[list[int]] = []
     prompts = [random_prompts()[1]] * 6
     sample(tiny_base, prompts, Sampling(2, 0.0), [0] * 6, [5, 3, 5, 5, 3, 8], lambda kinds: seen.append(kinds.tolist()))
-    assert seen == [[5, 3, 8], [5, 3, 5, 5, 3, 8]]
+    assert seen == [[5, 8], [8, 5, 3], [8, 5, 5, 5, 3, 3]]  # the engine's probe, the prompts, the rows
 
 
 def test_every_end_is_told(tiny_base: Base, stopping: Callable[..., Base]) -> None:
@@ -335,18 +331,27 @@ def test_every_end_is_told(tiny_base: Base, stopping: Callable[..., Base]) -> No
 # ---- no work is wasted
 
 
-def test_copies_are_prefilled_once_and_finished_rows_leave(tiny_base: Base, stopping: Callable[..., Base]) -> None:
+def test_copies_are_prefilled_once_and_finished_rows_leave(
+    tiny_base: Base, stopping: Callable[..., Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = [p for p in random_prompts() for _ in range(8)]
     stops = set(range(0, 300, 12))  # a token in twelve ends: lengths vary widely
-    with Calls(tiny_base) as calls:
-        done = sample(stopping(tiny_base, stops), prompts, Sampling(NEW, 1.0, 16), range(56))
-    prefills = [rows for rows, width in calls.shapes if width > 1]
-    decoded = [rows for rows, width in calls.shapes if width == 1 and rows > 0]
+    calls = Calls(monkeypatch)
+    done = sample(stopping(tiny_base, stops), prompts, Sampling(NEW, 1.0, 16), range(56))
     needed = sum(len(c.ids) - 1 for c in done)  # the first token comes from the prefill
-    assert calls.shapes[0] == (2, 20)  # 16 rows are 8 copies of two prompts
-    assert sum(prefills) < 28  # at most once for each refill that the copies of a prompt straddle
-    assert sum(decoded) < 1.25 * needed
+    assert calls.prefills[0] == (2, 31)  # 16 rows are 8 copies of the two longest prompts
+    assert sum(rows for rows, _ in calls.prefills) < 28  # at most once for each refill that the copies of a prompt straddle
+    assert sum(calls.decodes) < 1.25 * needed
     assert needed < 0.7 * 56 * NEW
+
+
+def test_prompts_of_similar_length_are_prefilled_together(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most PREFILL tokens at a time, padding included."""
+    calls, lengths = Calls(monkeypatch), [*range(1, 128), *range(1, 128)]
+    sample(tiny_base, random_prompts(lengths), Sampling(1, 0.0, 254), [0] * 254)
+    assert max(rows * width for rows, width in calls.prefills) <= PREFILL
+    assert sum(rows for rows, _ in calls.prefills) == 254
+    assert sum(rows * width for rows, width in calls.prefills) < 1.1 * sum(lengths)
 
 
 # ---- draw

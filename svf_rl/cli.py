@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the run failed, 2 a mistake in what was asked, 130 interru
 """
 
 import importlib
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,9 +15,17 @@ from svf_rl.errors import Diverged, FaultyRun, UserError
 COMMANDS = {
     "train": "teach the base a task: an expert of a few kilobytes, and a held-out comparison",
     "evaluate": "score the base, or an expert, on an environment",
+    "matrix": "score the base, experts, mixtures and dispatchers on every held-out test",
+    "forgetting": "train tasks one after another, and measure what each way of learning forgets",
+    "report": "one HTML page on runs, a matrix and forgetting",
+    "generate": "answer a prompt with the experts that a dispatcher chooses",
+    "compose": "find a mixture of experts for a new task from a few of its questions",
+    "experts": "list a folder of experts",
     "pretrain": "make the embedded base again",
     "card": "measure the embedded base and write its model card",
 }
+
+TEXTS = {"generate": "prompt", "experts": "experts"}  # what a word that is not key=value stands for
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,8 +58,17 @@ def _run(command: str, overrides: Sequence[str]) -> int:
     from svf_rl.config import read_configs  # slow to import: after the checks that need no torch
 
     module: Any = importlib.import_module(f"svf_rl.commands.{command}")
-    module.run(read_configs(command, overrides), ["svf-rl", command, *overrides])
+    module.run(read_configs(command, [_setting(command, word) for word in overrides]), ["svf-rl", command, *overrides])
     return 0
+
+
+def _setting(command: str, word: str) -> str:
+    """A flag or a command's one text as key=value: --explain, "54 + 13 =", a folder."""
+    if word.startswith("--") and "=" not in word:
+        return f"{word[2:].replace('-', '_')}=true"
+    if command in TEXTS and not re.match(r"[A-Za-z_][\w.]*=", word):
+        return f"{TEXTS[command]}={word}"
+    return word
 
 
 def _interrupt(signum: int, frame: Any) -> NoReturn:

@@ -22,6 +22,7 @@ from svf_rl import settings
 from svf_rl.adapters import ADAPTERS
 from svf_rl.base.load import BaseConfig
 from svf_rl.base.pretrain import PretrainConfig
+from svf_rl.dispatch.choices import DISPATCHERS, ComposeConfig, ExpertsConfig, GenerateConfig
 from svf_rl.errors import UserError
 from svf_rl.learn.trainer import AlgoConfig
 from svf_rl.rollout.episodes import EnvConfig, Split
@@ -82,6 +83,9 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "pretrain": PretrainConfig,
     "card": CardConfig,
+    "generate": GenerateConfig,
+    "compose": ComposeConfig,
+    "experts": ExpertsConfig,
 }
 
 
@@ -200,10 +204,12 @@ def _free_settings(composed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _structure(schema: type, composed: Mapping[str, Any]) -> Any:
-    """The schema as OmegaConf's, with the settings of the adapter that was chosen."""
+    """The schema as OmegaConf's, with the settings of the adapter and of the dispatcher that were chosen."""
     node = _writable(OmegaConf.structured(schema))
     if "adapter" in composed:
         node.adapter = _writable(OmegaConf.structured(ADAPTERS[composed["adapter"]["name"]].settings))
+    if "dispatch" in composed:
+        node.dispatch = _writable(OmegaConf.structured(DISPATCHERS[composed["dispatch"]["name"]]))
     return node
 
 
@@ -234,12 +240,12 @@ def _check_keys(command: str, composed: Any, schema: Any, free: dict[str, Any], 
 def _nested(free: Mapping[str, Any]) -> dict[str, Any]:
     """{"env.parts.math.id": x} to {"parts": {"math": {"id": x}}}."""
     nested: dict[str, Any] = {}
-    for key, value in sorted(free.items()):  # what is above comes first
+    for key, value in free.items():
         *path, last = key.removeprefix("env.").split(".")
         node = nested
         for name in path:
-            node = node.setdefault(name, {})
-            if not isinstance(node, dict):
-                raise UserError(f"expected one value for {key.rpartition('.')[0]} or settings below it, found both; give one")
+            node = node.setdefault(name, {}) if isinstance(node, dict) else node
+        if not isinstance(node, dict) or last in node:
+            raise UserError(f"expected a value for a setting or for settings below it, found both at {key}; give one")
         node[last] = value
     return nested

@@ -9,6 +9,7 @@ Differs from the source (SakanaAI/self-adaptive-llms): it answers prompt after p
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,14 +71,16 @@ def write(
     kinds, mixtures = group(experts, weights)
     plain = [i for i, kind in enumerate(kinds) if mixtures[kind] is None]
     mixed = [i for i, kind in enumerate(kinds) if mixtures[kind] is not None]
-    found: dict[int, Completion] = {}
+
+    def part(rows: list[int], **how: Any) -> list[Completion]:
+        return sample(base, [ids[i] for i in rows], sampling, [seeds[i] for i in rows], **how)
+
     with adapter.disabled():
-        found |= zip(plain, sample(base, [ids[i] for i in plain], sampling, [seeds[i] for i in plain]), strict=True)
-    with adapter.mixtures([m for m in mixtures if m is not None] or [None]) as choose:
-        rank = {k: n for n, k in enumerate(k for k, m in enumerate(mixtures) if m is not None)}
-        of_rows = [rank[kinds[i]] for i in mixed]
-        written = sample(base, [ids[i] for i in mixed], sampling, [seeds[i] for i in mixed], kinds=of_rows, choose=choose)
-        found |= zip(mixed, written, strict=True)
+        found = dict(zip(plain, part(plain), strict=True))
+    if mixed:
+        used = list(dict.fromkeys(kinds[i] for i in mixed))  # without the base, whose presence would change the form of all
+        with adapter.mixtures([mixtures[kind] for kind in used]) as choose:
+            found |= zip(mixed, part(mixed, kinds=[used.index(kinds[i]) for i in mixed], choose=choose), strict=True)
     return [found[i] for i in range(len(ids))]
 
 

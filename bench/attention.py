@@ -28,8 +28,8 @@ ROWS, TOKENS, REPEATS, LENGTH = 16, 64, 15, 256
 MODULES: dict[str, Any] = {
     "shiftable, one specialist": ShiftableConfig(),
     "shiftable, 50 specialists, top 1": ShiftableConfig(specialists=50, rank=2, top_k=1),
-    "gated, heads": GatedConfig(rank=0),
-    "gated, pairs": GatedConfig(output=Output.none),
+    "gated, heads": GatedConfig(),
+    "gated, pairs": GatedConfig(output=Output.none, rank=1),
     "soft_mask, bilinear": SoftMaskConfig(),
     "soft_mask, forget": SoftMaskConfig(form=Form.forget),
     "selective, multiplicative": SelectiveConfig(),

@@ -16,7 +16,7 @@ Differs from the source (gated-attn):
 1. Contributions are penalised, not gates: there a gate of 0.01 on values of size 50 is cheap, and its saved models use that.
 2. Only pairs that the mask allows are counted; there half of all pairs are in the future.
 3. Outside [0, 1] a tenth of the gradient passes, so that a head at 0 can come back; there it is dead.
-4. r is free; there it is 1.
+4. r is free; there it is 1. Here the default is 0, output gates alone: a gate for every pair costs as much as the attention itself.
 """
 
 import math
@@ -52,7 +52,7 @@ class GatedConfig:
 
     name: str = "gated"
     output: Output = Output.sigmoid
-    rank: int = 1
+    rank: int = 0
     penalty: float = 0.0
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ MODULES: dict[str, Any] = {
     "shiftable": ShiftableConfig(entropy=0.1),
     "shiftable-top_k": ShiftableConfig(specialists=4, rank=2, top_k=2, pool=Pool.causal_mean, balance=0.1, sparsity=0.1),
     "shiftable-prompt": ShiftableConfig(specialists=2, pool=Pool.prompt, prompt_tokens=4, sparsity=0.1),
-    "gated": GatedConfig(),
+    "gated": GatedConfig(rank=1),
     "gated-hard": GatedConfig(output=Output.hard, rank=3, penalty=0.1),
     "gated-output": GatedConfig(rank=0, penalty=0.1),
     "soft_mask": SoftMaskConfig(openness=0.1),
@@ -51,12 +51,13 @@ def backends(architecture_folders: dict[str, Path]) -> Iterator[dict[str, Base]]
     assert not changed, f"tests changed the weights of {changed}"
 
 
+WITHOUT_ROPE = ("shiftable-prompt", "gated-hard", "soft_mask-original")  # forms that no rotation touches
 CASES = [
     (f"{name}-{backend}", module)
     for name in ARCHITECTURES
     for backend in BACKENDS
     for module in MODULES
-    if "-" not in module or (name, backend) in (("qwen2", "sdpa"), ("gpt2", "eager"))  # other forms: twice are enough
+    if "-" not in module or (name, backend) == (("gpt2", "eager") if module in WITHOUT_ROPE else ("qwen2", "sdpa"))
 ]
 
 
@@ -72,7 +73,7 @@ def base(case: tuple[Base, Any]) -> Base:
 
 @pytest.fixture
 def config(case: tuple[Base, Any]) -> Any:
-    """Every module on every base; its other forms on two of them."""
+    """Every module on every base; its other forms on one of them."""
     return case[1]
 
 

@@ -115,10 +115,10 @@ class ShiftablePatch(Patch):
             query = self._through(inner, turn, "query_up").unflatten(-1, (base.shape[2], -1)).transpose(1, 2)
             branch = call.attention(call.query + rotate(query, call.turn).to(base.dtype))
             amount = gates[..., 1:].gather(-1, turn)
-            heads = heads + amount[..., None].to(base.dtype) * (branch - base)
+            heads = torch.addcmul(heads, amount[..., None].to(base.dtype), branch - base)
             low = branch.flatten(2).float() @ self.rows("out_down").flatten(0, 1).T
             said.append(amount * self._through(low, turn, "out_up"))
-        call.after = torch.stack(said).sum(0)
+        call.after = sum(said[1:], said[0])
         if torch.is_grad_enabled():
             self._measure(call, gates, scores)
         return heads

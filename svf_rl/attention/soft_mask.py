@@ -84,7 +84,7 @@ class SoftMaskPatch(Patch):
         """Of pairs that the call's mask allows; of others, anything finite."""
 
     def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
-        bias = self.log_mask(call).masked_fill(~call.visible[:, None], 0.0)
+        bias = self.log_mask(call)
         if call.looking:
             call.masks = bias.exp()
         if torch.is_grad_enabled():
@@ -177,7 +177,7 @@ class Forget(Fading):
         assert call.features is not None
         total = call.features.float().cumsum(1).transpose(1, 2)
         now = total.gather(-1, call.slot[:, None].expand(len(total), total.shape[1], -1))
-        return -self.gamma[:, None, None] * (now[..., None] - total[:, :, None])
+        return -self.gamma[:, None, None] * (now[..., None] - total[:, :, None]).clamp(min=0)
 
 
 class Selective(Fading):

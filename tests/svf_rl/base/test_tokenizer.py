@@ -209,3 +209,34 @@ def test_hub_codec_pads_with_something() -> None:
     assert hub_codec(Bare(), [9, 4]).pad_id == 4
     assert hub_codec(Bare(), []).pad_id == 0
     assert hub_codec(Bare(), [9, 4]).stop_ids == {4, 9}
+
+
+# ---- replies: what follows an answer that ended with a stop token
+
+
+def test_a_reply_to_a_plain_base_is_its_text(trained: Any, fast_tokenizer: Any) -> None:
+    for codec in (trained[0], hub_codec(fast_tokenizer, [fast_tokenizer.eos_token_id])):
+        assert codec.reply("\nNo. Again:") == codec.encode("\nNo. Again:")
+        assert codec.reply("") == []
+
+
+TURN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}AFTER{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+@pytest.mark.parametrize("after", [END, f" {END}", f"\n{END}\n", "", "\n"])
+def test_a_reply_completes_the_conversation_that_the_template_would_render(fast_tokenizer: Any, after: str) -> None:
+    """prompt + answer + stop + reply are the ids of the whole conversation; the answer's stop token is not repeated."""
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=fast_tokenizer.backend_tokenizer, eos_token=END, pad_token=PAD)
+    theirs.chat_template = TURN.replace("AFTER", after)
+    end = theirs.eos_token_id
+    codec = hub_codec(theirs, [end])
+    reply = codec.reply("No. Why \ue000answer\ue000?")
+    text = theirs.decode(reply)
+    assert "No. Why \ue000answer\ue000?" in text
+    assert text.endswith("<assistant>")
+    assert reply.count(end) == after.count(END)  # after the user's words; the answer brought its own
+    turns = [("user", "Q"), ("assistant", "A"), ("user", "No.")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    whole = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    said = theirs.decode([*codec.prompt("Q"), *codec.encode("A"), *([end] if END in after else []), *codec.reply("No.")])
+    assert "".join(said.split()) == "".join(whole.split())

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -95,12 +96,8 @@ def measure(sides: dict[str, Callable[[int], int]], rounds: int, programs: int) 
     return rates
 
 
-def main() -> None:
-    """Parse the arguments, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--programs", type=int, default=200)
-    arguments = parser.parse_args()
+def rates_of_all(rounds: int, programs: int) -> tuple[str, dict[str, list[float]]]:
+    """The sandbox's name, and the rates of every side there is."""
     prefix = bubblewrap()
     with Sandbox(workers=AT_ONCE) as sandbox:
         ours = f"sandbox, {sandbox.tier}"
@@ -109,9 +106,34 @@ def main() -> None:
             sides["bubblewrap, fresh interpreter"] = fresh(prefix)
         else:
             print("bubblewrap is not installed (Debian: apt-get install bubblewrap); its side is left out")
-        for run in sides.values():
-            run(10)
-        rates = measure(sides, arguments.rounds, arguments.programs)
+        for warm_up in sides.values():
+            warm_up(10)
+        return ours, measure(sides, rounds, programs)
+
+
+def run(rounds: int = 5, programs: int = 100) -> list[dict[str, Any]]:
+    """Every comparison, as rows of name, ours, theirs, unit and ratio."""
+    ours, rates = rates_of_all(rounds, programs)
+    mine = rates.pop(ours)
+    return [
+        {
+            "name": f"{ours}, beside {name}",
+            "ours": statistics.median(mine),
+            "theirs": statistics.median(theirs),
+            "unit": "programs/s",
+            "ratio": statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
+        }
+        for name, theirs in rates.items()
+    ]
+
+
+def main() -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--programs", type=int, default=200)
+    arguments = parser.parse_args()
+    ours, rates = rates_of_all(arguments.rounds, arguments.programs)
     print(f"graded programs per second, {AT_ONCE} at once, median (lowest-highest) of {arguments.rounds} rounds")
     for name, values in rates.items():
         ratio = statistics.median(mine / theirs for mine, theirs in zip(rates[ours], values, strict=True))

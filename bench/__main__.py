@@ -1,6 +1,6 @@
-"""All side-by-side measurements: `python -m bench` prints a table and writes bench/results.json; `python -m bench rollout` one of them.
+"""All side-by-side measurements: `python -m bench` prints a table and writes bench/results.json; `python -m bench rollout` runs one.
 
-Each module beside this one has a `run` that returns rows of name, ours, theirs, unit and ratio, both sides taking turns in one process.
+Each module beside this one has a `run` that returns rows of name, ours, theirs, unit and ratio; both sides take turns in a process.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""All side-by-side measurements: `python -m bench` prints a table and writes bench/results.json; `python -m bench rollout` runs one.
+"""All side-by-side measurements: `python -m bench` prints a table and writes bench/results.json; `python -m bench rollout`, just one.
 
 Each module beside this one has a `run` that returns rows of name, ours, theirs, unit and ratio; both sides take turns in a process.
 """

@@ -10,6 +10,7 @@ lists beside name, id and max_tokens. `env=[math,code]` is one environment that 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,19 @@ from svf_rl.base.load import BaseConfig
 from svf_rl.base.pretrain import PretrainConfig
 from svf_rl.dispatch.choices import DISPATCHERS, ComposeConfig, ExpertsConfig, GenerateConfig
 from svf_rl.errors import UserError
+from svf_rl.learn.language import LanguageConfig
 from svf_rl.learn.trainer import AlgoConfig
 from svf_rl.rollout.episodes import EnvConfig, Split
 from svf_rl.svf.adapter import SVFConfig
 
 MIXTURE, OTHER = "envs:svf/Mixture-v0", "other"
+
+
+class Objective(StrEnum):
+    """reinforce: the rewards of an environment.  lm: the next tokens of a corpus."""
+
+    reinforce = "reinforce"
+    lm = "lm"
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,9 @@ class TrainConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     adapter: Any = field(default_factory=SVFConfig)  # of ADAPTERS
     algo: AlgoConfig = field(default_factory=AlgoConfig)
+    objective: Objective = Objective.reinforce
+    corpus: str = "special"
+    lm: LanguageConfig = field(default_factory=LanguageConfig)
     seed: int = 0
     run_dir: str | None = None
     resume: bool = False

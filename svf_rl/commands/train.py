@@ -16,7 +16,7 @@ import torch
 
 from svf_rl.adapters import make_adapter, save_adapter
 from svf_rl.base.load import Base, fingerprint, load_base
-from svf_rl.config import TrainConfig
+from svf_rl.config import Objective, TrainConfig
 from svf_rl.errors import UserError
 from svf_rl.evaluate.compare import Comparison, answers, compare, measures, show
 from svf_rl.evaluate.stats import mean_interval
@@ -31,6 +31,11 @@ from svf_rl.settings import flat_settings, to_yaml
 
 def run(configs: list[TrainConfig], command: list[str]) -> None:
     """Train one expert for each configuration; several end in a table over seeds."""
+    if configs[0].objective is Objective.lm:
+        from svf_rl.commands import train_language  # which takes its folders from here
+
+        train_language.run(configs, command)
+        return
     folders = [run_folder(config, several=len(configs) > 1) for config in configs]
     for config, folder in zip(configs, folders, strict=True):
         check_folder(folder, config)  # all of them, before the first is trained
@@ -60,7 +65,8 @@ def run_folder(config: TrainConfig, several: bool) -> Path:
         return Path(config.run_dir, seed) if several else Path(config.run_dir)
     if config.resume:
         raise UserError("resume=true needs the folder of the run to go on with; add run_dir=<folder>")
-    return Path("runs", config.env.name, f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{seed}")
+    name = Path(config.corpus).stem if config.objective is Objective.lm else config.env.name
+    return Path("runs", name, f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{seed}")
 
 
 def resume_command(config: TrainConfig, folder: Path, command: list[str]) -> str:

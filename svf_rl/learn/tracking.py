@@ -22,7 +22,8 @@ from svf_rl.types import Group
 METRICS = {
     "reward": "mean reward of the step's episodes, in [0, 1]",
     "valid_accuracy": "mean reward of greedy answers on the validation split",
-    "loss": "the REINFORCE loss of the step, KL term included",
+    "valid_perplexity": "exp of the mean next-token loss on the held-out part of the corpus (objective=lm)",
+    "loss": "the REINFORCE loss of the step, KL term included; with objective=lm the next-token loss, nats; penalties included",
     "kl": "KL(policy || base), mean over the trained tokens, nats; not computed where algo.kl is 0",
     "entropy": "entropy of the policy's next-token distribution, mean over the trained tokens, nats",
     "gradient_norm": "norm of the gradient of z before clipping",
@@ -62,18 +63,23 @@ class Tracker:
 
     def log(self, step: int, figures: Mapping[str, float], groups: list[Group]) -> None:
         """Record one step everywhere."""
-        row = {**figures, **_of_episodes(groups, figures["seconds"]), **self._adapter_figures()}
-        unknown = set(row) - set(METRICS)
-        if unknown:
-            raise KeyError(f"METRICS does not explain {', '.join(sorted(unknown))}")
-        verdicts = Counter(e.verdict for group in groups for e in group)
-        _append(self.folder / "metrics.jsonl", {"step": step, **row, "verdicts": dict(verdicts)})
+        row = {**figures, **_of_episodes(groups, figures["seconds"])}
+        self.record(step, row, verdicts=dict(Counter(e.verdict for group in groups for e in group)))
         with interrupts_wait():
-            for key, value in row.items():
-                self._writer.add_scalar(key, value, step)
             self._log_samples(step, groups)
         kl = {"kl": f"{row['kl']:.3f}"} if "kl" in row else {}
         self.bar.show(reward=f"{row['reward']:.2f}", **kl, tokens_per_second=round(row["tokens_per_second"]))
+
+    def record(self, step: int, figures: Mapping[str, float], **more: Any) -> None:
+        """One row of metrics.jsonl, the adapter's figures included; TensorBoard gets all but `more`."""
+        row = {**figures, **self._adapter_figures()}
+        unknown = set(row) - set(METRICS)
+        if unknown:
+            raise KeyError(f"METRICS does not explain {', '.join(sorted(unknown))}")
+        _append(self.folder / "metrics.jsonl", {"step": step, **row, **more})
+        with interrupts_wait():
+            for key, value in row.items():
+                self._writer.add_scalar(key, value, step)
 
     def close(self) -> None:
         if self._writer is not None:

@@ -1,0 +1,180 @@
+"""`svf-rl train objective=lm`: train an adapter on a corpus, compare perplexities on held-out text, and write the run folder.
+
+Of the test rows three perplexities are shown: the base's, the adapted model's, and the adapted model's with its gates closed, which
+must be the base's bit for bit. Shiftable attention shows its gates too, by layer, on text of the corpus and on general text.
+"""
+
+import math
+import shlex
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svf_rl.adapters import make_adapter, save_adapter
+from svf_rl.attention.adapter import AttentionAdapter
+from svf_rl.base.load import Base, fingerprint, load_base
+from svf_rl.base.texts import SHARES, read_corpus, windows
+from svf_rl.commands.train import check_folder, open_folder, point_latest, resume_command, revision, run_folder
+from svf_rl.config import TrainConfig
+from svf_rl.errors import UserError
+from svf_rl.evaluate.stats import paired_difference
+from svf_rl.files import write_json
+from svf_rl.learn import checkpoint, language
+from svf_rl.learn.tracking import Tracker, read_rows
+from svf_rl.progress import Progress
+
+
+def run(configs: list[TrainConfig], command: list[str]) -> None:
+    """Train one adapter for each configuration."""
+    folders = [run_folder(config, several=len(configs) > 1) for config in configs]
+    for config, folder in zip(configs, folders, strict=True):
+        check_folder(folder, config)
+    for config, folder in zip(configs, folders, strict=True):
+        train_one(config, folder, command)
+
+
+def train_one(config: TrainConfig, folder: Path, command: list[str]) -> dict[str, Any]:
+    """One adapter, from configuration to summary."""
+    begun = time.monotonic()
+    try:
+        training = prepare(config, load_base(config.base), folder)
+        with closing(training.tracker):
+            language.train(training)
+        return finish(training, config, command, begun)
+    except KeyboardInterrupt:
+        if (folder / "config.yaml").exists():
+            print(f"\nstopped; go on with: {resume_command(config, folder, command)}")
+        raise
+
+
+def prepare(config: TrainConfig, base: Base, folder: Path) -> language.LanguageRun:
+    """Texts, adapter, optimiser, the run folder and its tracker; with resume, at the state of the last checkpoint."""
+    texts, bar = read_texts(config, base), Progress()
+    adapter = make_adapter(base, config.adapter, bar)
+    trained = adapter.parameters()
+    optimizer = torch.optim.AdamW([p for p in trained.values() if p.requires_grad], weight_decay=0.0)
+    progress, best = checkpoint.Progress(base=base.fingerprint), adapter.state()
+    if not config.resume:
+        open_folder(folder, config)
+    elif (folder / "checkpoint.safetensors").exists():
+        progress, best = checkpoint.load_checkpoint(folder / "checkpoint.safetensors", trained, optimizer)
+    if progress.base != base.fingerprint:
+        raise UserError(f"the run in {str(folder)!r} was trained on other base weights than those of {base.name!r}; load those")
+    adapter.install()
+    tracker = Tracker(folder, bar, adapter.figures)
+    tracker.start(progress.step)
+    return language.LanguageRun(base, adapter, texts, config.lm, config.seed, folder, tracker, optimizer, best, progress)
+
+
+def read_texts(config: TrainConfig, base: Base) -> language.Texts:
+    """Both corpora as rows of the base's tokens, by side."""
+    if config.lm.length > base.context:
+        raise UserError(f"lm.length must be at most the context of the base, {base.context}, not {config.lm.length}")
+    sides = [
+        {which: windows(read_corpus(name), base.codec, config.lm.length + 1, which) for which in SHARES}
+        for name in (config.corpus, config.lm.general)
+    ]
+    return language.Texts(*sides)
+
+
+def finish(run: language.LanguageRun, config: TrainConfig, command: list[str], begun: float) -> dict[str, Any]:
+    """Test the best parameters against the base, show it, and write adapter, curve and summary."""
+    run.adapter.load_state(run.best)
+    results = {name: test(run, corpus["test"]) for name, corpus in vars(run.texts).items()}
+    run.adapter.uninstall()
+    path = run.folder / "expert.safetensors"
+    about = {
+        "base": run.base.name,
+        "fingerprint": run.base.fingerprint,
+        "environment": f"lm:{config.corpus}",
+        "command": shlex.join(command),
+        "revision": revision(),
+        "metrics": {name: result["perplexity"] for name, result in results.items()},
+    }
+    save_adapter(path, run.adapter, config.adapter, about)
+    summary = {
+        "corpus": config.corpus,
+        "general_corpus": config.lm.general,
+        "base": run.base.name,
+        "adapter": config.adapter.name,
+        "seed": config.seed,
+        "steps": run.progress.step,
+        "best_step": run.progress.best_step,
+        "trained_parameters": sum(p.numel() for p in run.adapter.parameters().values() if p.requires_grad),
+        "expert_bytes": path.stat().st_size,
+        "seconds": round(time.monotonic() - begun, 1),
+        "training_seconds": round(run.progress.seconds, 1),
+        **results,
+        "base_unchanged": fingerprint(run.base.model) == run.base.fingerprint,
+        "skipped_steps": run.progress.skipped_steps,
+    }
+    write_json(run.folder / "summary.json", summary)
+    plot_curve(run.folder, 1 / run.progress.base_valid, f"{config.corpus}, seed {config.seed}")
+    show(summary)
+    if config.run_dir is None:
+        point_latest(run.folder)
+    print(f"adapter of {summary['expert_bytes'] / 1024:.1f} KiB from step {run.progress.best_step}: {path}")
+    return summary
+
+
+def test(run: language.LanguageRun, ids: Tensor) -> dict[str, Any]:
+    """Base, closed and adapted on the same rows. The interval is that of the paired difference in nats, over rows."""
+    with run.adapter.disabled():
+        before = language.held_out_nats(run.base, ids)
+    with language.closed(run.adapter):
+        shut = language.held_out_nats(run.base, ids)
+    after = language.held_out_nats(run.base, ids)
+    change = paired_difference(before.mean(1).tolist(), after.mean(1).tolist())
+    gates: dict[str, Any] = {}
+    if isinstance(run.adapter, AttentionAdapter) and run.adapter.name == "shiftable":
+        gates["gates"] = language.mean_gates(run.base, run.adapter, ids)
+    return {
+        "tokens": before.numel(),
+        "perplexity": {"base": perplexity(before), "closed": perplexity(shut), "adapted": perplexity(after)},
+        "nats": change.value,
+        "nats_ci95": [change.low, change.high],
+        "closed_is_base": torch.equal(before, shut),
+        **gates,
+    }
+
+
+def perplexity(nats: Tensor) -> float:
+    """exp of the mean."""
+    return math.exp(nats.mean().item())
+
+
+def show(summary: dict[str, Any]) -> None:
+    """The tables: perplexities, and gates by layer."""
+    print(f"{'held-out text':14} {'base':>8} {'closed':>8} {'adapted':>8}  change [95 %]")
+    for name in ("special", "general"):
+        found, (low, high) = summary[name], summary[name]["nats_ci95"]
+        values = " ".join(f"{found['perplexity'][key]:8.2f}" for key in ("base", "closed", "adapted"))
+        change, below, above = (100 * math.expm1(nats) for nats in (found["nats"], low, high))
+        equal = "equal" if found["closed_is_base"] else "DIFFERENT"
+        print(f"{name:14} {values}  {change:+.1f} % [{below:+.1f}, {above:+.1f}]  closed and base: {equal}")
+    if "gates" in summary["special"]:
+        print("gates by layer: base, then specialists")
+        for layer, (special, general) in enumerate(zip(summary["special"]["gates"], summary["general"]["gates"], strict=True)):
+            special, general = (" ".join(f"{gate:.2f}" for gate in gates) for gates in (special, general))
+            print(f"  layer {layer}   special {special}   general {general}")
+
+
+def plot_curve(folder: Path, base_valid: float, title: str) -> None:
+    """curve.png: the loss of the steps, and the perplexity of the held-out text."""
+    from matplotlib.figure import Figure  # slow to import, and only this needs it
+
+    rows = read_rows(folder / "metrics.jsonl")
+    checks = [(0, base_valid)] + [(row["step"] + 1, row["valid_perplexity"]) for row in rows if "valid_perplexity" in row]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    steps = [row["step"] + 1 for row in rows]
+    axes.plot(steps, [math.exp(row["loss"]) for row in rows], color="#0072b2", linewidth=1, label="exp(loss), training rows")
+    axes.plot(*zip(*checks, strict=True), color="#d55e00", marker="o", label="perplexity, held out")
+    axes.set(xlabel="step", ylabel="perplexity", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / "curve.png", dpi=120)

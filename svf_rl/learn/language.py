@@ -1,0 +1,218 @@
+"""Next-token training of an adapter on a corpus, the base frozen: the loop beside trainer.py, with the same folder and checkpoints.
+
+    loss = (1 - share) CE(special text) + share CE(general text) + the adapter's penalty
+
+Some rows of each step are general text, on which the adapted model should stay what it is. Shiftable attention is told for the
+first `labelled_steps` which of its branches a row belongs to (0 is the base), then its gate is on its own.
+
+Every row is a function of (seed, step), so a resumed run is the uninterrupted one. The parameters kept are the best on the held-out
+part of the corpus, the base included; the test part is not touched here.
+
+Source: computermaster0101/shiftable-attention-poc, README, "train a specialist model".
+Differs from the source:
+1. The whole base is frozen and used; there, embeddings, feed-forward blocks and head of the frozen model are fresh random ones.
+2. General text is part of every step; without it, nothing ever asks the gate to close.
+3. Losses that choose and report are of held-out text.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from svf_rl.adapter import Adapter
+from svf_rl.attention.adapter import AttentionAdapter
+from svf_rl.attention.shiftable import labelled, prior
+from svf_rl.base.load import Base
+from svf_rl.errors import Diverged, UserError
+from svf_rl.learn.checkpoint import Progress, save_checkpoint
+from svf_rl.learn.scores import token_scores
+from svf_rl.learn.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """Settings of the loop; configs/train.yaml says what each one does."""
+
+    general: str = "general"
+    share: float = 0.25
+    steps: int = 150
+    rows: int = 16
+    length: int = 128
+    learning_rate: float = 0.005
+    warmup: int = 10
+    clip: float = 1.0
+    labelled_steps: int = 75
+    eval_every: int = 25
+    patience: int = 3
+    max_bad_steps: int = 5
+
+    def __post_init__(self) -> None:
+        for name in "steps rows eval_every max_bad_steps".split():
+            if getattr(self, name) < 1:
+                raise UserError(f"lm.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.share < 1 or self.length < 2 or min(self.warmup, self.patience, self.labelled_steps) < 0:
+            raise UserError("lm needs share in [0, 1), length of at least 2, and no negative number of steps")
+        if not (0 < self.learning_rate < math.inf and 0 < self.clip < math.inf):
+            raise UserError("lm.learning_rate and lm.clip must be above 0")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows of ids [n, length + 1] of both corpora, by side: train, valid, test."""
+
+    special: dict[str, Tensor]
+    general: dict[str, Tensor]
+
+
+@dataclass
+class LanguageRun:
+    """Everything a run works with. best: the adapter's state at the best validation; progress: its accuracy is 1 / perplexity."""
+
+    base: Base
+    adapter: Adapter
+    texts: Texts
+    config: LanguageConfig
+    seed: int
+    folder: Path
+    tracker: Tracker
+    optimizer: torch.optim.Optimizer
+    best: dict[str, Tensor]
+    progress: Progress
+
+
+def train(run: LanguageRun) -> None:
+    """Train until the steps are done or validation stops improving; `run.best` then holds the best parameters.
+
+    Diverged after too many steps in a row that were not finite.
+    """
+    c, p = run.config, run.progress
+    if p.step == 0:
+        p.base_valid = p.best = 1 / validate(run)
+    for step in run.tracker.steps(p.step, c.steps):
+        if c.patience and p.step - p.best_step >= c.patience * c.eval_every:
+            break
+        begun = time.monotonic()
+        figures = update(run, step)
+        figures["seconds"] = time.monotonic() - begun
+        figures["tokens_per_second"] = c.rows * c.length / figures["seconds"]
+        p.step, p.seconds = step + 1, p.seconds + figures["seconds"]
+        if (step + 1) % c.eval_every == 0 or step + 1 == c.steps:
+            figures["valid_perplexity"] = keep_if_best(run)
+        run.tracker.record(step, figures)
+        run.tracker.bar.show(loss=f"{figures['loss']:.3f}", tokens_per_second=round(figures["tokens_per_second"]))
+        save_checkpoint(run.folder / "checkpoint.safetensors", run.adapter.parameters(), run.best, run.optimizer, p)
+
+
+def update(run: LanguageRun, step: int) -> dict[str, float]:
+    """One optimiser step; one that is not finite is skipped. Returns figures to log."""
+    trained = [p for p in run.adapter.parameters().values() if p.requires_grad]
+    loss = sum(backward(run, ids, branch, step) for branch, ids in batches(run, step))
+    norm = nn.utils.clip_grad_norm_(trained, run.config.clip)
+    finite = math.isfinite(norm) and math.isfinite(loss)
+    if finite:
+        for group in run.optimizer.param_groups:
+            group["lr"] = learning_rate(run.config, step)
+        run.optimizer.step()
+        run.adapter.constrain()
+    run.optimizer.zero_grad()
+    count_bad_steps(run, finite)
+    return {"loss": loss, "gradient_norm": float(norm)}
+
+
+def batches(run: LanguageRun, step: int) -> Iterator[tuple[int, Int[Tensor, "rows time"]]]:
+    """(branch, ids) of the step: rows of the corpus for the specialist, 1, and rows of general text for the base, 0."""
+    few = round(run.config.rows * run.config.share)
+    for branch, corpus, rows in ((1, run.texts.special, run.config.rows - few), (0, run.texts.general, few)):
+        if rows:
+            yield branch, draw(corpus["train"], rows, run.seed, step).to(run.base.device)
+
+
+def draw(corpus: Int[Tensor, "n time"], rows: int, seed: int, step: int) -> Int[Tensor, "rows time"]:
+    """The step's rows: the next ones in this seed's shuffled order, going round."""
+    order = torch.randperm(len(corpus), generator=torch.Generator().manual_seed(seed))
+    return corpus[order[(step * rows + torch.arange(rows)) % len(corpus)]]
+
+
+def backward(run: LanguageRun, ids: Int[Tensor, "rows time"], branch: int, step: int) -> float:
+    """Add the gradient of these rows' part of the loss; returns that part."""
+    with told(run, branch) if step < run.config.labelled_steps else nullcontext():
+        loss = next_token_nats(run.base, ids).mean()
+        if (penalty := run.adapter.penalty()) is not None:
+            loss = loss + penalty
+    loss = loss * len(ids) / run.config.rows
+    loss.backward()
+    return loss.item()
+
+
+def told(run: LanguageRun, branch: int) -> AbstractContextManager[None]:
+    """Within it, shiftable attention knows which branch the text belongs to. No other adapter has branches."""
+    adapter = run.adapter
+    return labelled(adapter, branch) if isinstance(adapter, AttentionAdapter) and adapter.name == "shiftable" else nullcontext()
+
+
+def closed(adapter: Adapter) -> AbstractContextManager[None]:
+    """Within it, every gate is at the base: of shiftable attention by a prior of 0 on all else, of others by their absence."""
+    if not (isinstance(adapter, AttentionAdapter) and adapter.name == "shiftable"):
+        return adapter.disabled()
+    shut = torch.full((1, 1 + adapter.config.specialists), -torch.inf, device=adapter.model.device)
+    shut[:, 0] = 0.0
+    return prior(adapter, shut)
+
+
+def next_token_nats(base: Base, ids: Int[Tensor, "rows time"]) -> Float[Tensor, "rows next"]:
+    """-log p of every token but the first of each row, given those before it."""
+    hidden = base.hidden(ids[:, :-1], use_cache=False).flatten(0, 1)
+    vocabulary = base.model.config.get_text_config().vocab_size
+    return -token_scores(hidden, ids[:, 1:].flatten(), base.logits, 1.0, None, vocabulary).logp.view(len(ids), -1)
+
+
+@torch.no_grad()
+def held_out_nats(base: Base, ids: Int[Tensor, "n time"], rows: int = 16) -> Float[Tensor, "n next"]:
+    """The same for any number of rows, a few at a time, on the processor's memory."""
+    return torch.cat([next_token_nats(base, part.to(base.device)).cpu() for part in ids.split(rows)])
+
+
+def validate(run: LanguageRun) -> float:
+    """Perplexity of the held-out part of the corpus."""
+    return math.exp(held_out_nats(run.base, run.texts.special["valid"]).mean().item())
+
+
+def keep_if_best(run: LanguageRun) -> float:
+    """Validate; remember the parameters if they are the best so far."""
+    perplexity, p = validate(run), run.progress
+    p.history.append([p.step, perplexity])
+    if 1 / perplexity > p.best:
+        p.best, p.best_step, run.best = 1 / perplexity, p.step, run.adapter.state()
+    return perplexity
+
+
+def learning_rate(config: LanguageConfig, step: int) -> float:
+    """Linear warm-up, then cosine to a tenth."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def count_bad_steps(run: LanguageRun, finite: bool) -> None:
+    """Diverged when too many steps in a row were not finite."""
+    p = run.progress
+    p.bad_steps = 0 if finite else p.bad_steps + 1
+    p.skipped_steps += not finite
+    if p.bad_steps >= run.config.max_bad_steps:
+        raise Diverged(f"the loss or gradient was not finite in {p.bad_steps} steps in a row; lower lm.learning_rate")
+
+
+@torch.no_grad()
+def mean_gates(base: Base, adapter: AttentionAdapter, ids: Int[Tensor, "n time"], rows: int = 16) -> list[list[float]]:
+    """The mean gate of every branch, base first, for each layer in order."""
+    looks = [adapter.look(part.to(base.device), return_gates=True)[1] for part in ids[:, :-1].split(rows)]
+    layers = zip(*looks, strict=True)
+    return [torch.cat([gates.flatten(0, 1) for gates in layer]).mean(0).tolist() for layer in layers]

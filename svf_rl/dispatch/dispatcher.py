@@ -12,7 +12,7 @@ Differs from the source: the label "other" there leaves the previous expert load
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -47,6 +47,7 @@ class Decision:
             raise ValueError(f"{len(self.weights)} weights, {len(self.labels)} labels and {len(self.scores)} scores of one batch")
 
 
+@runtime_checkable
 class Dispatcher(Protocol):
     """Anything that decides which expert answers which prompt."""
 

@@ -25,10 +25,10 @@ from svf_rl.base.load import BaseConfig
 from svf_rl.base.pretrain import PretrainConfig
 from svf_rl.dispatch.choices import DISPATCHERS, ComposeConfig, ExpertsConfig, GenerateConfig
 from svf_rl.errors import UserError
-from svf_rl.learn.language import LanguageConfig
 from svf_rl.evaluate.forgetting import ForgettingConfig
 from svf_rl.evaluate.matrix import MatrixConfig
 from svf_rl.evaluate.report import ReportConfig
+from svf_rl.learn.language import LanguageConfig
 from svf_rl.learn.trainer import AlgoConfig
 from svf_rl.rollout.episodes import EnvConfig, Split
 from svf_rl.svf.adapter import SVFConfig

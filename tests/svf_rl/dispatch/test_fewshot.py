@@ -65,7 +65,7 @@ def test_the_simple_methods(base: Base, adapter: SVFAdapter, pair: dict[str, Exp
 
 def test_fewer_questions_than_asked_for_is_an_error(base: Base, adapter: SVFAdapter, pair: dict[str, Expert]) -> None:
     few = EnvConfig("letter", "toys:toys/Letter-v0", 3, {"rows": 5})
-    with pytest.raises(UserError, match=r"expected 9 questions of train, .* has 5; give dispatch.shots=5"):
+    with pytest.raises(UserError, match=r"expected 9 questions of the split train, .* has 5; give dispatch.shots=5"):
         compose(base, adapter, pair, few, FewshotConfig(**{**SMALL, "shots": 9}), 0, Progress(quiet=True))
 
 

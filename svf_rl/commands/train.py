@@ -3,6 +3,8 @@
 The folder, runs/<env>/<time> unless run_dir says otherwise, is explained in runs/README.md.
 """
 
+import errno
+import os
 import shlex
 import subprocess
 import time
@@ -88,6 +90,9 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
         _refuse_other_settings(stored, config)
     elif holds:
         raise UserError(f"{str(folder)!r} already holds a run; add resume=true to go on with it, or choose another run_dir")
+    above = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):  # said now, not after the base is loaded
+        raise _unwritable(folder, OSError(errno.EACCES, f"{str(above)!r} cannot be written to"))
 
 
 def open_folder(folder: Path, config: TrainConfig) -> None:

@@ -78,7 +78,7 @@ CASES = {
     **{name: (name, {}) for name in (*envs.FAMILIES, *envs.OTHERS)},
     **{name: (name, settings) for name, (_, settings) in MADE.items()},
     "svf/Mixture-v0": ("svf/Mixture-v0", {"parts": PARTS, "weights": [2, 1, 1]}),
-    **{task: ("svf/ReasoningGym-v0", {"task": task}) for task in ("chain_sum", "spell_backward")},
+    **{task: ("svf/ReasoningGym-v0", {"task": task}) for task in ("chain_sum", "lcm")},
 }
 WRONG = ("", " I do not know.", "\x00\ud800 987654321" * 50, "\n    return None")
 
@@ -199,6 +199,42 @@ def test_step_before_reset_is_refused(settings):
     name, more = settings
     with pytest.raises(gymnasium.error.ResetNeeded):
         gymnasium.make(f"envs:{name}", disable_env_checker=True, **more).step("x")
+
+
+# ---- those made from files
+
+
+@pytest.fixture(params=MADE)
+def from_file(request, tmp_path):
+    row, more = MADE[request.param]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row(i)) for i in range(N)))
+    return lambda **changed: (
+        gymnasium.make(
+            f"envs:{request.param}", disable_env_checker=True, **{"path": str(tmp_path / "data.jsonl"), **more, **changed}
+        ).unwrapped
+    )
+
+
+def test_splits_hold_every_row(from_file):
+    env = from_file()
+    sizes = {split: env.task.size(split) for split in SHARES}
+    assert sizes == {split: len(prompts(env, split, 1000)) for split in SHARES}
+    assert sum(sizes.values()) == N
+
+
+def test_unknown_settings_are_named_with_the_known_ones(from_file):
+    with pytest.raises(ValueError, match="unexpected keyword argument 'pth'; its settings are path"):
+        from_file(pth="x")
+    with pytest.raises(ValueError, match="no file "):
+        from_file(path="nowhere.jsonl")
+
+
+def test_an_empty_split_says_so(from_file, tmp_path):
+    env = from_file(path={"test": str(tmp_path / "data.jsonl")})
+    assert env.size("train", 10) == 0
+    with pytest.raises(IndexError, match="has 0 questions in train"):
+        env.reset()
+    assert env.reset(options={"split": "test"})[0]
 
 
 # ---- those drawn by a program

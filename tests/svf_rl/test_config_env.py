@@ -1,14 +1,17 @@
 """Settings of environments from the command line: every one made from a file, mixtures, other people's, and every mistake."""
 
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 
 from envs import isolated
 from envs.sandbox import Sandbox, probe
+from svf_rl import config as config_module
 from svf_rl.config import read_config
 from svf_rl.errors import UserError
 from svf_rl.rollout.episodes import env_facts, make_env
@@ -28,6 +31,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "labels": {"text": "a note", "label": "cars"},
     "jsonl": {"question": "Capital of Norway?", "answer": "Oslo"},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Hydra takes a tenth of a second to compose; here it composes each choice of files once."""
+    remembered = functools.cache(lambda command, choices: hydra.compose(command, list(choices)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_module, "compose", lambda command, choices: remembered(command, tuple(choices)))
+        yield
 
 
 @pytest.fixture

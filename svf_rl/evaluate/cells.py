@@ -106,7 +106,8 @@ def cached(folder: Path, key: str, make: Callable[[], Cell]) -> Cell:
     path = folder / f"{key}.json"
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return Cell(**{**fields, "answers": tuple(Answer(**one) for one in fields["answers"])})
+        answers = tuple(Answer(**one) for one in fields["answers"])
+        return Cell(**{**fields, "answers": answers, "nats": tuple(fields["nats"]), "tokens": tuple(fields["tokens"])})
     except (OSError, ValueError, KeyError, TypeError):
         cell = make()
     path.parent.mkdir(parents=True, exist_ok=True)

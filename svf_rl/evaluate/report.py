@@ -48,6 +48,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
+        """What its seeds share."""
         return f"{self.summary['env']}, {self.summary['adapter']}"
 
 
@@ -61,7 +62,7 @@ def page(
         plots["Tokens per answer"] = curves(runs, "tokens_per_answer", "tokens")
     for run in runs:
         if run.z:
-            plots[f"How far z moved: {run.name}, seed {run.summary['seed']}"] = profile(run.z)
+            plots[f"How far z moved: {run.name}, {run.folder}"] = profile(run.z)
     for number, matrix in enumerate(matrices, 1):
         plots[f"Matrix {number}: right answers in %"] = heat_map(matrix["cells"])
     for number, found in enumerate(forgotten, 1):
@@ -75,7 +76,7 @@ def page(
 
 def document(body: str) -> str:
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>svf-rl</title>'
-    policy = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">"""
+    policy = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">"""
     return (
         f'<!doctype html><html lang="en"><head>{head}{policy}<style>{STYLE}</style></head><body><h1>Report</h1>{body}</body></html>'
     )
@@ -171,14 +172,19 @@ def _grid(values: Any, rows: Sequence[str], columns: Sequence[str], form: str) -
         plot = Plot(figsize=(max(5, 1 + 1.0 * len(columns)), 1 + 0.4 * len(rows)), layout="constrained")
         axes = plot.subplots()
         image = axes.imshow(values, cmap="cividis", aspect="auto")
-        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xticks(range(len(columns)), [_label(name) for name in columns], rotation=30, ha="right")
+        axes.set_yticks(range(len(rows)), [_label(name) for name in rows])
     for (i, j), value in np.ndenumerate(values):
         red, green, blue, _ = colormaps["cividis"](image.norm(value))
         ink = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
         if np.isfinite(value):
             axes.text(j, i, form.format(value), ha="center", va="center", color=ink, fontsize=9)
     return plot
+
+
+def _label(name: str) -> str:
+    """Short enough for an axis, and no mathematics."""
+    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
 
 
 _INKED = dict.fromkeys("text.color axes.labelcolor axes.edgecolor xtick.color ytick.color".split(), INK) | {

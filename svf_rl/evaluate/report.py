@@ -76,7 +76,9 @@ def page(
 
 def document(body: str) -> str:
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>svf-rl</title>'
-    policy = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">"""
+    policy = (
+        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">"""
+    )
     return (
         f'<!doctype html><html lang="en"><head>{head}{policy}<style>{STYLE}</style></head><body><h1>Report</h1>{body}</body></html>'
     )

@@ -4,6 +4,7 @@ The folder, runs/<env>/<time> unless run_dir says otherwise, is explained in run
 """
 
 import errno
+import json
 import os
 import shlex
 import subprocess
@@ -92,7 +93,8 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
         raise UserError(f"{str(folder)!r} already holds a run; add resume=true to go on with it, or choose another run_dir")
     above = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):  # said now, not after the base is loaded
-        raise _unwritable(folder, OSError(errno.EACCES, f"{str(above)!r} cannot be written to"))
+        code = errno.EACCES if above.is_dir() else errno.ENOTDIR
+        raise _unwritable(folder, OSError(code, os.strerror(code)))
 
 
 def open_folder(folder: Path, config: TrainConfig) -> None:
@@ -187,6 +189,7 @@ def about(run: trainer.Run, config: TrainConfig, command: list[str], comparison:
         "base": run.base.name,
         "fingerprint": run.base.fingerprint,
         "environment": config.env.id,
+        "environment_settings": json.dumps(config.env.settings),
         "command": shlex.join(command),
         "revision": revision(),
         "metrics": {

@@ -64,8 +64,8 @@ class Tracker:
     def log(self, step: int, figures: Mapping[str, float], groups: list[Group]) -> None:
         """Record one step everywhere."""
         row = {**figures, **_of_episodes(groups, figures["seconds"])}
-        self.record(step, row, verdicts=dict(Counter(e.verdict for group in groups for e in group)))
         with interrupts_wait():
+            self.record(step, row, verdicts=dict(Counter(e.verdict for group in groups for e in group)))
             self._log_samples(step, groups)
         kl = {"kl": f"{row['kl']:.3f}"} if "kl" in row else {}
         self.bar.show(reward=f"{row['reward']:.2f}", **kl, tokens_per_second=round(row["tokens_per_second"]))

@@ -1,7 +1,7 @@
 """All side-by-side measurements: `python -m bench` prints a table and writes bench/results.json.
 
-`python -m bench rollout` runs one of them. Each module beside this one has a `run` that returns rows of name, ours, theirs, unit and
-ratio; both sides take turns in one process.
+`python -m bench rollout` runs one of them. Each module beside this one has a `run` that returns rows of name, ours, theirs, unit
+and ratio; both sides take turns in one process.
 """
 
 import importlib

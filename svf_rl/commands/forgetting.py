@@ -75,10 +75,11 @@ def learn(base: Base, configs: dict[str, TrainConfig], folder: Path, command: li
 def _learn_one(base: Base, config: TrainConfig, folder: Path, start: Path | None, command: list[str]) -> None:
     begun, interrupted = time.monotonic(), (folder / "checkpoint.safetensors").exists()
     config = replace(config, run_dir=str(folder), resume=interrupted)
+    state = open_adapter(start, base)[0].state() if start is not None else None  # before another is installed
     training = train.prepare(config, base, make_env(config.env), folder)
     try:
-        if start is not None and not interrupted:
-            training.adapter.load_state(open_adapter(start, base)[0].state())
+        if state is not None and not interrupted:
+            training.adapter.load_state(state)
             training.best = training.adapter.state()
         with closing(training.tracker):
             trainer.train(training)

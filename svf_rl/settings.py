@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 
 from svf_rl.errors import UserError
 
+MANY = 20  # names that a message still lists one by one
+
 
 def split_words(words: Sequence[str]) -> list[tuple[str, str]]:
     """(key, text) of each key=value. UserError for a word that is none."""
@@ -28,8 +30,13 @@ def refuse_unknown(kind: str, name: str, known: Sequence[str]) -> None:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
+    """The known names that look like `name`; if there are none, all of them, without the keys of groups where there are many."""
     close = difflib.get_close_matches(name, known, 3, 0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; expected one of {', '.join(known)}"
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    if len(known) <= MANY:
+        return f"; expected one of {', '.join(known)}"
+    return f"; expected one of {', '.join(name for name in known if '.' not in name)}; --help lists all"
 
 
 def is_misspelt(name: str, known: Sequence[str]) -> bool:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from svf_rl.base.load import Base
 from svf_rl.errors import UserError
-from svf_rl.rollout.sampler import attention_masks, check_prompts
+from svf_rl.rollout.modules import attention_masks
+from svf_rl.rollout.sampler import check_prompts
 
 ROWS, ELEMENTS = 32, 1 << 26  # questions at a time; vocabulary scores at a time
 

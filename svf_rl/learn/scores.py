@@ -46,7 +46,8 @@ def own_hidden(base: Base, episodes: Sequence[Episode]) -> tuple[Float[Tensor, "
     """The hidden states that predict the episodes' own tokens, and those tokens."""
     ids = _pad([e.ids for e in episodes]).to(base.device)
     own = _pad([e.own for e in episodes]).bool().to(base.device)
-    hidden = base.hidden(ids[:, :-1], use_cache=False)
+    real = _pad([[True] * len(e.ids) for e in episodes]).to(base.device)  # regularisers pass over padding
+    hidden = base.hidden(ids[:, :-1], attention_mask=real[:, :-1], use_cache=False)
     return hidden[own[:, 1:]], ids[:, 1:][own[:, 1:]]
 
 

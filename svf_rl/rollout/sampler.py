@@ -26,7 +26,6 @@ from torch import Tensor
 from svf_rl.base.load import Base
 from svf_rl.errors import UserError
 from svf_rl.rollout.engine import make_forward
-from svf_rl.rollout.modules import attention_masks as attention_masks
 from svf_rl.types import Completion
 
 PREFILL = 1024  # padded tokens of prompts that are run at once

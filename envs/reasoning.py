@@ -32,6 +32,7 @@ from envs.sources import RowsError
 from envs.text import Generated, Item, Score, TextEnv
 
 SCORER = "envs.reasoning_scorer"
+SHARES = {"pretrain": 1, "train": 49, "valid": 10, "test": 40}  # no base is pretrained on them, and some are slow to draw
 REFUSED = {
     "composite": "it is a mixture that needs settings of its own",
     "game_of_life_halting": "its scorer takes every text for the answer True",
@@ -54,7 +55,8 @@ def reasoning(task: str) -> Generated:
         raise RowsError(f"reasoning-gym's task {task!r} cannot be trained on: {REFUSED[task]}; choose another")
     if task not in DATASETS:
         raise RowsError(f"reasoning-gym has no task {task!r}; it has {', '.join(sorted(set(DATASETS) - set(REFUSED)))}")
-    return Generated(f"ReasoningGym-v0 {task}", lambda rng: _draw(task, rng), _score, lambda item, rng: item.gold, (SCORER,))
+    name = f"ReasoningGym-v0 {task}"
+    return Generated(name, lambda rng: _draw(task, rng), _score, lambda item, rng: item.gold, (SCORER,), SHARES)
 
 
 def _draw(task: str, rng: random.Random) -> Item:

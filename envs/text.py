@@ -84,7 +84,7 @@ class Generated:
     """A task whose questions are drawn by a program.
 
     draw: makes any question from a random generator.  score: grades.  write: answers a question in one of the ways that
-    people do, good and bad; the embedded base learns its habits from it.  guests: see `Task`.
+    people do, good and bad; the embedded base learns its habits from it.  guests: see `Task`.  shares: of the splits, all above 0.
     """
 
     def __init__(
@@ -94,8 +94,10 @@ class Generated:
         score: Callable[[Item, str], Score],
         write: Callable[[Item, random.Random], str],
         guests: Sequence[str] = (),
+        shares: Mapping[str, int] = SPLITS,
     ) -> None:
         self.name, self.draw_any, self.score, self.write, self.guests = name, draw, score, write, tuple(guests)
+        self.shares = shares
         self._rows: dict[str, list[Item]] = {}
         self._seen: dict[str, set[str]] = {}
         self._random: dict[str, random.Random] = {}
@@ -103,7 +105,7 @@ class Generated:
 
     def draw(self, split: str, rng: random.Random) -> Item:
         """A random question of a split; repeats are possible."""
-        while split_of((item := self.draw_any(rng)).key) != split:
+        while split_of((item := self.draw_any(rng)).key, self.shares) != split:
             pass
         return item
 

@@ -7,10 +7,14 @@ computed back from anything: it is the very objects that it was.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+
+from svf_rl.svf.factorize import matrix
 
 
 class Slot(NamedTuple):
@@ -84,6 +88,15 @@ class SwappedAdapter:
 
 
 def module_slot(model: nn.Module, path: str, base: nn.Module, adapted: nn.Module) -> Slot:
-    """The slot at `path`, where the base has the module `base`, which `adapted` will stand in for."""
+    """The slot at `path`, where the base has the linear layer `base`, which `adapted`, linear too, will stand in for."""
     parent, _, child = path.rpartition(".")
+    vars(adapted)["dense"] = partial(dense, adapted, matrix(base))  # what the sampler's own forward asks for
     return Slot(model.get_submodule(parent)._modules, child, base, lambda: adapted)
+
+
+@torch.no_grad()
+def dense(module: nn.Module, like: Float[Tensor, "out in"]) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
+    """Weight and bias of anything linear, as it acts now: what it makes of the unit vectors, and of zero."""
+    units = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+    bias: Tensor = module(torch.zeros_like(units[0]))
+    return (module(units) - bias).T, bias

@@ -8,9 +8,10 @@ import pytest
 pytest.importorskip("reasoning_gym")
 
 from envs import isolated
-from envs.reasoning import REFUSED, reasoning
+from envs.reasoning import REFUSED, SHARES, reasoning
 from envs.sandbox import Limits
 from envs.sources import RowsError
+from envs.text import split_of
 
 EXECUTING = ["countdown", "polynomial_multiplication", "simple_integration", "n_queens", "string_insertion", "spiral_matrix"]
 FORGED = 'exec("import builtins; builtins.min = lambda *a: 1.0")'
@@ -29,6 +30,14 @@ HOSTILE = [
     "lambda: 0",
     "\x00\ud800",
 ]
+
+
+def test_a_puzzle_belongs_to_one_split_and_no_split_is_empty():
+    task = reasoning("chain_sum")
+    items = {split: [task.row(split, i) for i in range(20)] for split in SHARES}
+    assert all(split_of(item.key, SHARES) == split for split, found in items.items() for item in found)
+    prompts = [item.prompt for found in items.values() for item in found]
+    assert len(set(prompts)) == len(prompts)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from svf_rl.learn.checkpoint import load_checkpoint
 from svf_rl.learn.tracking import METRICS, Tracker, read_rows
 from svf_rl.learn.trainer import Run, train
 from svf_rl.progress import Progress
+from svf_rl.rollout.engine import Engine, make_forward
 from svf_rl.rollout.sampler import Sampling, sample
 
 NAMES = ["lora", "ia3", "tinylora", "bias", "full"]
@@ -139,6 +140,7 @@ def test_the_sampler_writes_with_the_adapted_model(name: str, base: Base, make: 
         scores = base.logits(base.hidden(torch.tensor([prompt + completion.ids]))).log_softmax(-1)[0, len(prompt) - 1 : -1]
         chosen = scores.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(completion.logprobs), chosen, atol=2e-4, rtol=2e-4)
+    assert isinstance(make_forward(base, 2, 16), Engine)
     with adapter.disabled():
         assert sample(base, prompts, Sampling(6, 0.0), [0, 1]) != written
 

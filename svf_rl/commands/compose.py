@@ -60,9 +60,8 @@ def _compose(config: ComposeConfig, command: list[str]) -> None:
     path = folder / "expert.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     save_expert(path, Expert(_z(adapter, library, composed.chosen.weights), _about(base, library, config, command, marks, recipe)))
-    write_json(
-        folder / "summary.json", recipe | {"test": {name: sum(r) / len(r) for name, r in marks.items()}, "seed": config.seed}
-    )
+    accuracies = {name: sum(r) / len(r) for name, r in marks.items()}
+    write_json(folder / "composition.json", recipe | {"env": config.env.name, "test": accuracies, "seed": config.seed})
     show(marks, composed, f"{config.env.name}: {len(marks[BASE])} held-out questions")
     print(f"{composed.chosen.name}, found in {seconds:.0f} s: {path}")
 

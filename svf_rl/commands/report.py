@@ -1,12 +1,15 @@
 """`svf-rl report`: one HTML page, and PNGs, on every run, matrix and forgetting that is found in the given folders."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from svf_rl.commands.matrix import listed
 from svf_rl.errors import ExpertError, UserError
-from svf_rl.evaluate.report import ReportConfig, RunRecord, page
+from svf_rl.evaluate.matrix import full, over_seeds, to_markdown
+from svf_rl.evaluate.report import Findings, ReportConfig, RunRecord, page
+from svf_rl.files import write_text
 from svf_rl.learn.tracking import read_rows
 from svf_rl.svf.expert import load_expert
 
@@ -14,15 +17,23 @@ from svf_rl.svf.expert import load_expert
 def run(configs: list[ReportConfig], command: list[str]) -> None:
     for config in configs:
         folders = [Path(name) for name in listed(config.runs)]
-        runs = [read_run(path.parent) for path in found(folders, "summary.json")]
-        matrices, forgotten = ([read(path) for path in found(folders, f"{kind}.json")] for kind in ("matrix", "forgetting"))
-        if not (runs or matrices or forgotten):
+        findings = read_all(folders)
+        if findings == Findings():
             raise UserError(f"found no run, matrix or forgetting in {config.runs!r}; give runs=<folder>, or make one: svf-rl train")
         try:
-            page(runs, matrices, forgotten, Path(config.out))
+            page(findings, Path(config.out))
+            if cells := over_seeds(findings.matrices):
+                write_text(Path(config.out).with_suffix(".md"), to_markdown(cells, full) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {config.out!r} ({error.strerror}); choose another out") from error
-        print(f"{len(runs)} runs, {len(matrices)} matrices, {len(forgotten)} of forgetting: {config.out}")
+        counts = [f"{len(getattr(findings, kind.name))} {kind.name}" for kind in fields(Findings)]
+        print(f"{', '.join(counts)}: {config.out}")
+
+
+def read_all(folders: list[Path]) -> Findings:
+    runs = tuple(read_run(path.parent) for path in found(folders, "summary.json"))
+    kinds = ("matrix", "forgetting", "composition")
+    return Findings(runs, *(tuple(read(path) for path in found(folders, f"{kind}.json")) for kind in kinds))
 
 
 def found(folders: list[Path], name: str) -> list[Path]:

@@ -24,7 +24,7 @@ class ForgettingConfig:
     base: BaseConfig = field(default_factory=BaseConfig)
     tasks: str = "[math,code,classify]"
     adapters: str = "[full,lora,svf]"
-    learning_rates: str = "[0.0003,0.002,0.01]"
+    learning_rates: str = "[0.0001,0.001,0.01]"
     steps: int = 40
     size: int = 300
     seed: int = 0

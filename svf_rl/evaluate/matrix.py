@@ -161,6 +161,18 @@ def oracle(found: Sequence[Figure], rows: Sequence[Row], columns: Sequence[Colum
     return [Figure(**{**asdict(f), "row": ORACLE, "p": None, "parts": {f.row: f.n}}) for f in chosen] if trained else []
 
 
+def over_seeds(matrices: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """The mean of every cell over matrices, as `svf-rl matrix` writes them, with its interval over them; n counts them.
+
+    Cells that not all of them have are left out; [] for fewer than two matrices.
+    """
+    values: dict[tuple[str, str], list[float]] = {}
+    for cell in (cell for matrix in matrices for cell in matrix["cells"]):
+        values.setdefault((cell["row"], cell["column"]), []).append(cell["value"])
+    shared = {place: own for place, own in values.items() if len(own) == len(matrices) > 1}
+    return [Figure(*place, len(own), *stats.mean_interval(own)) for place, own in shared.items()]
+
+
 def to_csv(found: Sequence[Figure]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Figure.__dataclass_fields__), lineterminator="\n")

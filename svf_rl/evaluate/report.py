@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure as Plot
 
+from svf_rl.evaluate.matrix import full, over_seeds, to_table
 from svf_rl.evaluate.stats import mean_interval
 from svf_rl.files import write_bytes
 
@@ -52,26 +53,46 @@ class RunRecord:
         return f"{self.summary['env']}, {self.summary['adapter']}"
 
 
-def page(
-    runs: Sequence[RunRecord], matrices: Sequence[Mapping[str, Any]], forgotten: Sequence[Mapping[str, Any]], out: Path
-) -> None:
+@dataclass(frozen=True)
+class Findings:
+    """All that a page is about: runs, and what `svf-rl matrix`, `forgetting` and `compose` wrote as JSON."""
+
+    runs: Sequence[RunRecord] = ()
+    matrices: Sequence[Mapping[str, Any]] = ()
+    forgotten: Sequence[Mapping[str, Any]] = ()
+    composed: Sequence[Mapping[str, Any]] = ()
+
+
+def page(found: Findings, out: Path) -> None:
     """Write the page, and every figure as PNG beside it."""
+    plots = figures_of_runs(found.runs) | figures_of_matrices(found.matrices)
+    for number, one in enumerate(found.forgotten, 1):
+        plots[f"Forgetting {number}: mean accuracy on all tasks"] = sequence(one)
+    if found.composed:
+        plots["Weights of mixtures found from a few examples"] = mixtures(found.composed)
+    for title, plot in plots.items():
+        write_bytes(out.with_name(f"{out.stem}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}.png"), png(plot))
+    figures = "".join(f"<h2>{escape(title)}</h2>{svg(plot)}" for title, plot in plots.items())
+    body = summaries(found.runs) + seeds_table(found.matrices) + figures + samples(found.runs)
+    write_bytes(out, document(body).encode())
+
+
+def figures_of_runs(runs: Sequence[RunRecord]) -> dict[str, Plot]:
     plots: dict[str, Plot] = {}
     if runs:
         plots["Reward of sampled answers"] = curves(runs, "reward", "share of right answers")
         plots["Tokens per answer"] = curves(runs, "tokens_per_answer", "tokens")
-    for run in runs:
-        if run.z:
-            plots[f"How far z moved: {run.name}, {run.folder}"] = profile(run.z)
+    moved = {f"How far z moved: {run.name}, {run.folder}": profile(run.z) for run in runs if run.z}
+    return plots | moved
+
+
+def figures_of_matrices(matrices: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
+    plots: dict[str, Plot] = {}
     for number, matrix in enumerate(matrices, 1):
         plots[f"Matrix {number}: right answers in %"] = heat_map(matrix["cells"])
-    for number, found in enumerate(forgotten, 1):
-        plots[f"Forgetting {number}: mean accuracy on all tasks"] = sequence(found)
-    for title, plot in plots.items():
-        write_bytes(out.with_name(f"{out.stem}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}.png"), png(plot))
-    figures = "".join(f"<h2>{escape(title)}</h2>{svg(plot)}" for title, plot in plots.items())
-    body = summaries(runs) + figures + samples(runs)
-    write_bytes(out, document(body).encode())
+        for row in dict.fromkeys(c["row"] for c in matrix["cells"] if len(c.get("parts") or {}) > 1):
+            plots[f"Matrix {number}: which expert {row} chose, % of prompts"] = choices(matrix["cells"], row)
+    return plots
 
 
 def document(body: str) -> str:
@@ -148,6 +169,31 @@ def heat_map(cells: Sequence[Mapping[str, Any]]) -> Plot:
     shown = {(c["row"], c["column"]): 100 * c["value"] for c in cells if c["column"] != "human"}
     rows, columns = list(dict.fromkeys(r for r, _ in shown)), list(dict.fromkeys(c for _, c in shown))
     return _grid(np.array([[shown.get((r, c), np.nan) for c in columns] for r in rows]), rows, columns, "{:.1f}")
+
+
+def choices(cells: Sequence[Mapping[str, Any]], row: str) -> Plot:
+    """A dispatcher's confusion: for each column's prompts, the share that each expert, or the base, answered."""
+    parts = {c["column"]: c["parts"] for c in cells if c["row"] == row and c.get("parts")}
+    labels = list(dict.fromkeys(label for own in parts.values() for label in own))
+    grid = [[100 * own.get(label, 0) / sum(own.values()) for label in labels] for own in parts.values()]
+    return _grid(np.array(grid), list(parts), labels, "{:.0f}")
+
+
+def mixtures(composed: Sequence[Mapping[str, Any]]) -> Plot:
+    """The weight of every expert in each mixture (of weights per matrix, the mean); a line for each task and seed."""
+    experts = list(dict.fromkeys(name for one in composed for name in one["experts"]))
+    own = [dict(zip(one["experts"], np.atleast_2d(np.asarray(one["weights"]).T).mean(0), strict=True)) for one in composed]
+    grid = [[weights.get(name, np.nan) for name in experts] for weights in own]
+    return _grid(np.array(grid), [f"{one['env']}, seed {one['seed']}" for one in composed], experts, "{:.2f}")
+
+
+def seeds_table(matrices: Sequence[Mapping[str, Any]]) -> str:
+    """The mean over the matrices of seeds, with its interval; nothing where there are fewer than two alike."""
+    cells = over_seeds(matrices)
+    if not cells:
+        return ""
+    header, lines = to_table(cells, full)
+    return f"<h2>Mean over {cells[0].n} matrices, with 95 % intervals over them</h2>{table(header, lines)}"
 
 
 def sequence(found: Mapping[str, Any]) -> Plot:

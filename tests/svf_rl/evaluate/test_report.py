@@ -3,7 +3,9 @@
 from html.parser import HTMLParser
 from pathlib import Path
 
-from svf_rl.evaluate.report import INK, RunRecord, page
+from matplotlib.figure import Figure as Plot
+
+from svf_rl.evaluate.report import INK, Findings, RunRecord, choices, mixtures, page, seeds_table
 
 HOSTILE = "</td><script>alert(1)</script><img src=http://x onerror=alert(2)>&amp;"
 
@@ -36,7 +38,7 @@ def record(seed: int) -> RunRecord:
 def test_the_page(tmp_path: Path) -> None:
     cells = [{"row": row, "column": column, "value": 0.5} for row in ("base", HOSTILE) for column in ("math", "human")]
     forgotten = {"tasks": ["a", "b"], "adapters": {"lora": {"accuracy": [[0.1, 0.2], [0.9, 0.2], [0.4, 0.8]]}}}
-    page([record(0), record(1)], [{"cells": cells}], [forgotten], tmp_path / "report.html")
+    page(Findings([record(0), record(1)], [{"cells": cells}], [forgotten]), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     reader = Reader()
     reader.feed(text)
@@ -47,3 +49,40 @@ def test_the_page(tmp_path: Path) -> None:
     assert INK not in text
     assert "currentColor" in text
     assert "prefers-color-scheme:dark" in text
+
+
+def grid(plot: Plot) -> list[list[float]]:
+    """The numbers that a heat map shows."""
+    return [[round(float(x), 6) for x in row] for row in plot.axes[0].images[0].get_array()]
+
+
+def labels(plot: Plot) -> tuple[list[str], list[str]]:
+    axes = plot.axes[0]
+    return [t.get_text() for t in axes.get_yticklabels()], [t.get_text() for t in axes.get_xticklabels()]
+
+
+def test_a_dispatchers_confusion_is_shares_of_prompts() -> None:
+    cells = [
+        {"row": "probe", "column": "math", "value": 1.0, "parts": {"math": 3, "base": 1}},
+        {"row": "probe", "column": "code", "value": 1.0, "parts": {"code": 5}},
+        {"row": "math", "column": "math", "value": 1.0, "parts": {"math": 4}},
+    ]
+    plot = choices(cells, "probe")
+    assert labels(plot) == (["math", "code"], ["math", "base", "code"])
+    assert grid(plot) == [[75, 25, 0], [0, 0, 100]]
+
+
+def test_mixtures_stand_under_the_names_of_their_experts() -> None:
+    first = {"env": "a", "seed": 0, "experts": ["x", "y"], "weights": [0.25, 0.75]}
+    second = {"env": "a", "seed": 1, "experts": ["y", "x"], "weights": [[0.2, 0.4], [0.0, 1.0]]}  # per matrix [experts, matrices]
+    plot = mixtures([first, second])
+    assert labels(plot) == (["a, seed 0", "a, seed 1"], ["x", "y"])
+    assert grid(plot) == [[0.25, 0.75], [0.5, 0.3]]
+
+
+def test_matrices_of_seeds_become_a_mean_with_its_interval() -> None:
+    matrices = [{"cells": [{"row": "base", "column": "math", "value": value}]} for value in (0.4, 0.5, 0.6)]
+    half = 4.302652729911275 * 0.1 / 3**0.5  # Student's t of two degrees of freedom
+    assert f"50.0 [{100 * (0.5 - half):.1f}, {100 * (0.5 + half):.1f}]" in seeds_table(matrices)
+    assert "3 matrices" in seeds_table(matrices)
+    assert seeds_table(matrices[:1]) == ""

@@ -12,7 +12,7 @@ from svf_rl.base.load import Base
 from svf_rl.dispatch.dispatcher import mixture
 from svf_rl.dispatch.likelihood import Likelihood, answer_scores
 from svf_rl.errors import FaultyRun
-from svf_rl.rollout.episodes import Split, play
+from svf_rl.rollout.episodes import Split, answer_ids, play
 from svf_rl.rollout.sampler import Sampling
 from svf_rl.svf.adapter import SVFAdapter
 from svf_rl.types import Episode, Expert
@@ -74,11 +74,6 @@ def entropies(population: Population, weights: Tensor, shots: Sequence[Episode])
 
 def prompt_ids(episode: Episode) -> list[int]:
     return episode.ids[: episode.own.index(True)]
-
-
-def answer_ids(base: Base, text: str) -> list[int]:
-    """The answer and the token that ends it."""
-    return [*base.codec.encode(text), *sorted(base.codec.stop_ids)[:1]]
 
 
 def written(base: Base, episode: Episode | None) -> list[int]:

@@ -28,7 +28,7 @@ METRICS = {
     "entropy": "entropy of the policy's next-token distribution, mean over the trained tokens, nats",
     "gradient_norm": "norm of the gradient of z before clipping",
     "groups_with_signal": "share of questions whose completions did not all earn the same",
-    "mismatch": "largest difference between a token's log-probability when sampled and when scored again, nats",
+    "mismatch": "largest difference between a token's log-probability when sampled and when scored again, nats; none of gold ones",
     "gate_base": "shiftable attention: what the gate leaves to the base, mean over tokens and layers",
     "gate_entropy": "shiftable attention: entropy of a token's gate, mean over tokens and layers, nats",
     "gate_mean": "gated and selective attention: mean of the gates on heads (the base has 1)",

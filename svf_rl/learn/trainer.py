@@ -2,6 +2,7 @@
 
     for each step:
         groups   <- G completions for each of P questions, with rewards          (rollout)
+                    or, supervised, the gold answer to each: -A log pi with A = 1 is then the cross-entropy
         gradient <- REINFORCE on the groups that have a signal                    (reinforce)
         z        <- AdamW on the clipped gradient, then back into |log z| <= c
 
@@ -35,7 +36,7 @@ from svf_rl.learn import reinforce
 from svf_rl.learn.checkpoint import Progress, save_checkpoint
 from svf_rl.learn.scores import TokenScores, micro_batches, own_hidden, token_scores
 from svf_rl.learn.tracking import Tracker
-from svf_rl.rollout.episodes import Split, graded, play, split_size
+from svf_rl.rollout.episodes import Split, gold_answers, graded, play, split_size
 from svf_rl.rollout.sampler import Sampling, draw_seed
 from svf_rl.types import Episode, Group
 
@@ -49,6 +50,13 @@ class KLKind(StrEnum):
     exact = "exact"
 
 
+class Answers(StrEnum):
+    """sampled: the model's own.  gold: right ones that the environment gives, which is supervised fine-tuning."""
+
+    sampled = "sampled"
+    gold = "gold"
+
+
 @dataclass(frozen=True)
 class AlgoConfig:
     """Settings of the loop; configs/algo/reinforce.yaml says what each one does."""
@@ -56,6 +64,7 @@ class AlgoConfig:
     steps: int = 40
     prompts: int = 16
     group: int = 8
+    answers: Answers = Answers.sampled
     temperature: float = 1.0
     baseline: reinforce.Baseline = reinforce.Baseline.loo
     signed_reward: bool = False
@@ -83,6 +92,8 @@ class AlgoConfig:
                 raise UserError(f"algo.{name} must be above 0, not {getattr(self, name)}")
         if self.baseline in ("loo", "group_std") and self.group < 2:
             raise UserError(f"algo.baseline={self.baseline.value} needs algo.group of at least 2; use 2 or more, or baseline=none")
+        if self.answers is Answers.gold and (self.group > 1 or self.baseline != "none" or self.signed_reward):
+            raise UserError("algo.answers=gold is one answer to a question, learnt as it is: give algo.group=1 algo.baseline=none")
 
 
 @dataclass
@@ -129,7 +140,10 @@ def sample_groups(run: Run, step: int) -> list[Group]:
     a = run.algo
     indices = [i for i in question_indices(run, step) for _ in range(a.group)]
     seeds = [draw_seed(run.seed, step, i) for i in range(len(indices))]
-    episodes = play(run.base, run.env, Split.train, indices, Sampling(run.max_tokens, a.temperature, a.rows), seeds)
+    if a.answers is Answers.gold:
+        episodes = gold_answers(run.base, run.env, Split.train, indices)
+    else:
+        episodes = play(run.base, run.env, Split.train, indices, Sampling(run.max_tokens, a.temperature, a.rows), seeds)
     count_faults(run, episodes)
     groups = [episodes[i : i + a.group] for i in range(0, len(episodes), a.group)]
     return [[e for e in group if e is not None] for group in groups if None not in group]
@@ -190,7 +204,7 @@ def gradient(run: Run, kept: list[Episode], advantage: Tensor, episodes: int) ->
             sums[key] += float(value.detach())
         tokens += len(recorded)
     means = {key: sums[key] / max(1, tokens) for key in ("entropy", "kl") if key != "kl" or a.kl}  # no weight, no KL computed
-    return {"loss": sums["loss"], "mismatch": mismatch, **means}
+    return {"loss": sums["loss"], **means} | ({"mismatch": mismatch} if a.answers is Answers.sampled else {})
 
 
 def score(run: Run, episodes: list[Episode]) -> tuple[TokenScores, Tensor]:

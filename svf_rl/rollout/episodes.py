@@ -171,6 +171,32 @@ def _replay(env: Any, split: str, index: int, said: Sequence[str]) -> tuple[str,
     return observation, total, bool(terminated or truncated), dict(info)
 
 
+def gold_answers(base: Base, env: Any, split: str, indices: Sequence[int]) -> list[Episode | None]:
+    """For each row the episode whose completion is the gold answer, of one turn; its log-probabilities are not known (NaN).
+
+    UserError from an environment that does not give the gold answer, as `info["gold"]`, once an answer is graded.
+    """
+    begun = _begin(base, env, split, indices)
+    return [_gold_answer(base, env, split, i, e) if e is not None else None for i, e in zip(indices, begun, strict=True)]
+
+
+def _gold_answer(base: Base, env: Any, split: str, index: int, asked: Episode) -> Episode | None:
+    try:
+        info = _replay(env, split, index, [""])[-1]
+    except Exception as error:
+        _lost(split, index, error)
+        return None
+    if "gold" not in info:
+        raise UserError("algo.answers=gold needs an environment that tells its gold answers, as info['gold']; this one does not")
+    ids = answer_ids(base, str(info["gold"]))
+    return _graded_turn(base, env, split, index, _extended(base, asked, Completion(ids, [math.nan] * len(ids), "stop")))
+
+
+def answer_ids(base: Base, text: str) -> list[int]:
+    """The answer and the token that ends it."""
+    return [*base.codec.encode(text), *sorted(base.codec.stop_ids)[:1]]
+
+
 def graded(episodes: Sequence[Episode | None]) -> list[Episode]:
     """Those that were not lost to a fault. FaultyRun if all were: there is nothing to say of them."""
     found = [e for e in episodes if e is not None]

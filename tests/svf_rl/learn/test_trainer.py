@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from svf_rl.learn import trainer
 from svf_rl.learn.checkpoint import load_checkpoint
 from svf_rl.learn.reinforce import Baseline
 from svf_rl.learn.tracking import read_rows
-from svf_rl.learn.trainer import AlgoConfig, KLKind, Run, learning_rate, question_indices, sample_groups, train, update
+from svf_rl.learn.trainer import AlgoConfig, Answers, KLKind, Run, learning_rate, question_indices, sample_groups, train, update
 from svf_rl.rollout.sampler import draw_seed
 from svf_rl.types import Episode, Group
 
@@ -440,3 +441,48 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
 def test_one_answer_a_question_is_fine_without_a_group_baseline() -> None:
     assert AlgoConfig(group=1, baseline=Baseline.none).group == 1
     assert AlgoConfig(group=1, baseline=Baseline.batch, warmup=0, patience=0, kl=0.0, temperature=0.0).kl == 0
+
+
+# ---- gold answers
+
+
+class Copy(gymnasium.Env[str, str]):
+    """The gold answer is "yes"; it tells it with the reward."""
+
+    observation_space = action_space = gymnasium.spaces.Text(10)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        return f"{(options or {})['index']}?", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return "", float(action == "yes"), True, False, {"gold": "yes"}
+
+
+def test_with_gold_answers_the_loss_is_the_cross_entropy(make_run: MakeRun) -> None:
+    run = make_run(answers=Answers.gold, group=1, baseline=Baseline.none, kl=0.0)
+    run.env = Copy()
+    groups = sample_groups(run, 0)
+    expected = 0.0
+    for (episode,) in groups:
+        ids, own = torch.tensor([episode.ids]), torch.tensor(episode.own)
+        with torch.no_grad():
+            logp = run.base.model(ids).logits[0, :-1].log_softmax(-1)
+        expected -= logp[torch.arange(len(own) - 1), ids[0, 1:]][own[1:]].sum().item() / len(groups)
+    figures = update(run, groups, 0)
+    assert figures["loss"] == pytest.approx(expected, rel=1e-4)
+    assert "mismatch" not in figures
+
+
+def test_training_on_gold_answers_makes_them_likelier(make_run: MakeRun) -> None:
+    run = make_run(answers=Answers.gold, group=1, baseline=Baseline.none, kl=0.0, steps=10)
+    run.env = Copy()
+    train(run)
+    losses = [row["loss"] for row in read_rows(run.folder / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("settings", [{"group": 2, "baseline": Baseline.none}, {"group": 1, "baseline": Baseline.batch}])
+def test_gold_answers_have_no_groups_and_no_baseline(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"give algo\.group=1 algo\.baseline=none"):
+        AlgoConfig(answers=Answers.gold, **settings)

@@ -14,7 +14,7 @@ from svf_rl.base.load import Base
 from svf_rl.errors import FaultyRun, UserError
 from svf_rl.learn.scores import own_hidden, token_scores
 from svf_rl.rollout import episodes as module
-from svf_rl.rollout.episodes import MAX_TURNS, EnvConfig, Split, graded, make_env, play, split_size
+from svf_rl.rollout.episodes import MAX_TURNS, EnvConfig, Split, gold_answers, graded, make_env, play, split_size
 from svf_rl.rollout.sampler import Sampling, draw_seed, sample
 from svf_rl.types import Completion, Episode
 
@@ -293,3 +293,29 @@ def embedded() -> Base:
     from svf_rl.base.load import BaseConfig, load_base
 
     return load_base(BaseConfig(device="cpu"))
+
+
+# ---- gold answers
+
+
+@pytest.mark.parametrize("name", ["Math", "Code", "Topic"])
+def test_gold_answers_are_episodes_that_earn_everything(tiny_base: Base, name: str) -> None:
+    env = gymnasium.make(f"envs:svf/{name}-v0", disable_env_checker=True)
+    for row, episode in enumerate(gold_answers(tiny_base, env, "train", range(3))):
+        assert episode is not None
+        prompt, _ = env.reset(options={"split": "train", "index": row})
+        _, _, _, _, info = env.step("")
+        assert (episode.prompt, episode.text, episode.reward) == (prompt, info["gold"], 1.0)
+        own = [i for i, mine in zip(episode.ids, episode.own, strict=True) if mine]
+        assert tiny_base.codec.prompt(prompt) + own == episode.ids
+        assert own[-1] in tiny_base.codec.stop_ids
+        assert len(episode.logprobs) == len(own)
+
+
+def test_an_environment_without_gold_answers_is_refused(tiny_base: Base, toy_env: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match="tells its gold answers"):
+        gold_answers(tiny_base, toy_env("Letter"), "train", [0])
+
+
+def test_a_gold_answer_that_is_lost_is_none(tiny_base: Base, toy_env: Callable[..., Any]) -> None:
+    assert gold_answers(tiny_base, toy_env("Broken", every=1), "train", [0]) == [None]

@@ -20,7 +20,7 @@ from svf_rl.base import corpus
 from svf_rl.base.load import Base
 from svf_rl.base.pretrain import next_token_loss
 from svf_rl.errors import FaultyRun
-from svf_rl.evaluate.rows import Row
+from svf_rl.evaluate.rows import Part, Row
 from svf_rl.files import write_json
 from svf_rl.rollout.episodes import EnvConfig, make_env, play, prompts_of, split_size
 from svf_rl.rollout.sampler import Sampling, draw_seed
@@ -130,12 +130,17 @@ def measure(base: Base, row: Row, column: Column, decoding: Decoding, before: Ce
             episodes = play(base, column.env, column.split, asked, sampling, seeds)
         for i, episode in zip(asked, episodes, strict=True):
             found.setdefault(i, []).extend([_kept(i, episode)] if episode else [])
+    answers = tuple(answer for i in range(len(texts)) for answer in found[i])
+    kl = divergence(base, parts, before.answers) if before else 0.0
+    return Cell(row.name, column.name, answers, kl=kl, parts=counted(parts))
+
+
+def counted(parts: Sequence[Part]) -> dict[str, int]:
+    """How many of the column's texts each of them answered or read."""
     counts: dict[str, int] = {}
     for part in parts:
         counts[part.label] = counts.get(part.label, 0) + len(part.indices)
-    answers = tuple(answer for i in range(len(texts)) for answer in found[i])
-    kl = divergence(base, parts, before.answers) if before else 0.0
-    return Cell(row.name, column.name, answers, kl=kl, parts=counts)
+    return counts
 
 
 def _kept(question: int, e: Episode) -> Answer:
@@ -146,13 +151,14 @@ def _kept(question: int, e: Episode) -> Answer:
 def _read(base: Base, row: Row, column: Column) -> Cell:
     """The next-token loss on every passage, each under what the row takes for it."""
     nats, tokens = [0.0] * len(column.texts), [0] * len(column.texts)
-    for part in row.route(column.texts):
+    parts = row.route(column.texts)
+    for part in parts:
         with part.within():
             for i in part.indices:
                 ids = torch.tensor([base.codec.prompt(column.texts[i])[: base.context + 1]], device=base.device)
                 tokens[i] = ids.shape[1] - 1
                 nats[i] = next_token_loss(base.model, ids).item() * tokens[i]
-    return Cell(row.name, column.name, nats=tuple(nats), tokens=tuple(tokens))
+    return Cell(row.name, column.name, nats=tuple(nats), tokens=tuple(tokens), parts=counted(parts))
 
 
 @torch.no_grad()

@@ -146,7 +146,7 @@ def _loss(cell: Cell, before: Cell | None) -> Figure:
     if before:
         moved = [a - b for a, b in zip(cell.nats, before.nats, strict=True)]
         change = _change(stats.rate(moved, cell.tokens), stats.paired_p(before.nats, cell.nats))
-    return Figure(cell.row, cell.column, len(cell.nats), *stats.rate(cell.nats, cell.tokens), **change)
+    return Figure(cell.row, cell.column, len(cell.nats), *stats.rate(cell.nats, cell.tokens), **change, parts=cell.parts)
 
 
 def _change(difference: Interval, p: float) -> dict[str, Any]:

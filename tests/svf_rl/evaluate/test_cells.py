@@ -1,7 +1,10 @@
 """Cells against transformers' own generation and a naive divergence; they are reused only where nothing differs."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from svf_rl.adapters import open_adapter
 from svf_rl.base.load import Base, fingerprint
 from svf_rl.evaluate.cells import Cell, Column, Decoding, cached, cell_key, measure
-from svf_rl.evaluate.rows import base_row, composed_rows, file_row
+from svf_rl.evaluate.rows import Part, Row, base_row, composed_rows, file_row
 from svf_rl.progress import Progress
 
 
@@ -37,6 +40,31 @@ def test_the_divergence_is_that_of_the_naive_way(tiny_base: Base, column: Column
     assert after.kl == pytest.approx(naive_kl(tiny_base, path, before), rel=1e-4)
     assert after.parts == {"one": 20}
     assert [a.text for a in after.answers] != [a.text for a in before.answers]
+
+
+def test_who_reads_a_text_is_counted_as_who_answers_a_question(tiny_base: Base) -> None:
+    """Every text is read once by its own part: the base's loss, and log of the vocabulary under a model that knows nothing."""
+    texts = ("some words", "other words", "more")
+
+    def route(prompts: Sequence[str]) -> list[Part]:
+        return [Part([0, 2], "base", nullcontext), Part([1], "flat", partial(flat, tiny_base))]
+
+    whole = measure(tiny_base, base_row(), Column("human", None, "texts", 0, "held-out", texts), Decoding(), None)
+    split = measure(tiny_base, Row("x", "x", route), Column("human", None, "texts", 0, "held-out", texts), Decoding(), None)
+    assert (whole.parts, split.parts) == ({"base": 3}, {"base": 2, "flat": 1})
+    assert (split.nats[0], split.nats[2]) == (whole.nats[0], whole.nats[2])
+    vocabulary = tiny_base.model.config.vocab_size
+    assert split.nats[1] == pytest.approx(split.tokens[1] * math.log(vocabulary), rel=1e-5)
+
+
+@contextmanager
+def flat(base: Base) -> Iterator[None]:
+    """Within it every token is as likely as any other."""
+    hook = base.model.lm_head.register_forward_hook(lambda module, args, scores: torch.zeros_like(scores))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def test_the_base_is_untouched_byte_for_byte(tiny_base: Base, column: Column, save_expert_of: Callable[..., Path]) -> None:

@@ -93,12 +93,34 @@ class CardConfig:
         _at_least_one(self, "size")
 
 
+@dataclass(frozen=True)
+class HarnessConfig:
+    """`svf-rl harness`; configs/harness.yaml says what each key does."""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    tasks: str = ""
+    include: str | None = None
+    experts: str = ""
+    row: str | None = None
+    shots: int | None = None
+    limit: int | None = None
+    rows: int = 32
+    seed: int = 0
+    out: str = "runs/harness"
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise UserError("expected tasks=<names of the harness's tasks>, found none; for example tasks=[arc_easy,hellaswag]")
+        _at_least_one(self, "rows")
+
+
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "matrix": MatrixConfig,
     "forgetting": ForgettingConfig,
     "report": ReportConfig,
+    "harness": HarnessConfig,
     "pretrain": PretrainConfig,
     "card": CardConfig,
     "generate": GenerateConfig,

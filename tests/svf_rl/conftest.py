@@ -13,15 +13,17 @@ import torch
 import transformers
 
 from svf_rl import cli
+from svf_rl.adapters import make_adapter, save_adapter
 from svf_rl.base.load import Base, BaseConfig, load_base
 from svf_rl.learn.checkpoint import Progress as Counters
 from svf_rl.learn.tracking import Tracker
 from svf_rl.learn.trainer import AlgoConfig, Run
 from svf_rl.progress import Progress
-from svf_rl.svf.adapter import SVFAdapter
+from svf_rl.svf.adapter import SVFAdapter, SVFConfig
 from svf_rl.svf.factorize import factorize
 
 HERE = Path(__file__).parent
+ABOUT = {"base": "tiny", "command": "svf-rl train", "revision": "abc"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -140,3 +142,21 @@ def make_run(tiny_base: Base, toy_env: Callable[..., Any], tmp_path: Path) -> It
     for run in reversed(made):
         run.adapter.uninstall()
         run.tracker.close()
+
+
+@pytest.fixture
+def save_expert_of(tiny_base: Base, tmp_path: Path) -> Callable[..., Path]:
+    """An expert whose every z has moved at random, in a folder of its name."""
+
+    def save(name: str, seed: int = 0, environment: str = "toys:toys/Letter-v0", **metrics: float) -> Path:
+        adapter, path = make_adapter(tiny_base, SVFConfig()), tmp_path / "experts" / name / "expert.safetensors"
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for z in adapter.parameters().values():
+                z.add_(0.5 * torch.randn_like(z)).clamp_(0.6, 1.9)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about: dict[str, Any] = {**ABOUT, "environment": environment, "fingerprint": tiny_base.fingerprint, "metrics": metrics}
+        save_adapter(path, adapter, SVFConfig(), about)
+        return path
+
+    return save

@@ -44,7 +44,7 @@ def composed_once() -> Iterator[None]:
         yield
 
 
-NEEDS = {"generate": ["prompt=x", "experts=y"]}  # what a command cannot do without
+NEEDS = {"generate": ["prompt=x", "experts=y"], "harness": ["tasks=z"]}  # what a command cannot do without
 CHOICES = [
     (command, group, name)
     for command in SCHEMAS

@@ -3,8 +3,8 @@
 accuracy     share of right answers, greedy (Wilson's interval); sampled, the mean over questions of pass@1 (t interval), and pass@k
 human        nats per token on held-out human text (bootstrap over passages): lower is better
 difference   row - base on the same questions; p by paired_p, corrected by Holm over all cells of the table that are not copies
-oracle       each column under the expert trained on its environment (of several the first), the base where there is none: a
-             dispatcher that is never wrong
+oracle       each column under the expert trained on its environment (of several the first): a dispatcher that is never wrong. Where
+             there is none, under the base or the expert that turned out best on the very same questions: a bound, not a method
 """
 
 import csv
@@ -154,10 +154,16 @@ def _change(difference: Interval, p: float) -> dict[str, Any]:
 
 
 def oracle(found: Sequence[Figure], rows: Sequence[Row], columns: Sequence[Column]) -> list[Figure]:
-    """Copies of the cells of the expert trained on each column's environment, else of the base; nothing without experts."""
+    """Copies of the cells of each column's own expert, else of the best single one; nothing without experts."""
     trained = {row.environment: row.name for row in reversed(rows) if row.environment}
     by_place = {(f.row, f.column): f for f in found}
-    chosen = [by_place[trained.get(column.id, rows[0].name), column.name] for column in columns]
+    single = [rows[0].name, *trained.values()]
+    chosen = [
+        by_place[trained[column.id], column.name]
+        if column.id in trained
+        else max((by_place[name, column.name] for name in single), key=lambda f: -f.value if f.column == HUMAN else f.value)
+        for column in columns
+    ]
     return [Figure(**{**asdict(f), "row": ORACLE, "p": None, "parts": {f.row: f.n}}) for f in chosen] if trained else []
 
 

@@ -119,7 +119,9 @@ def test_held_out_passages_are_not_in_the_documentation_topics(passages: dict[st
     import pydoc_data.topics
 
     topics = words(" ".join(pydoc_data.topics.topics.values()))
-    assert not [text for text in passages["held out"] if len(words(text)) > 80 and words(text) in topics]
+    assert not [
+        text for text in passages["held out"] if sum(map(str.isalpha, text)) > 60 and words(text) in topics
+    ]  # not lines of a table
 
 
 def test_passages_are_short_and_distinct(passages: dict[str, list[str]]) -> None:

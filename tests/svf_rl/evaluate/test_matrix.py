@@ -32,13 +32,16 @@ def test_differences_are_paired_and_corrected_for_all_comparisons() -> None:
     assert found["base", "a"].difference is None
 
 
-def test_the_oracle_is_the_expert_of_the_environment_else_the_base() -> None:
+def test_the_oracle_is_the_expert_of_the_environment_else_the_best_single_one() -> None:
     cells = {(row.name, column.name): cell(row.name, column.name, "0011") for row in ROWS for column in COLUMNS}
     cells["expert", "a"] = cell("expert", "a", "1111")
     cells["expert", "c"] = cell("expert", "c", "1110")
     found = {f.column: f for f in figures(cells, ROWS, COLUMNS, Decoding(), 1) if f.row == "oracle"}
     assert (found["a"].value, found["a"].parts) == (1.0, {"expert": 4})
-    assert (found["c"].value, found["c"].parts) == (0.5, {"base": 4})
+    assert (found["c"].value, found["c"].parts) == (0.75, {"expert": 4})
+    cells["expert", "c"] = cell("expert", "c", "0001")
+    found = {f.column: f for f in figures(cells, ROWS, COLUMNS, Decoding(), 1) if f.row == "oracle"}
+    assert (found["c"].value, found["c"].parts) == (0.5, {"base": 4})  # of equals the first: the base
 
 
 def test_of_samples_the_mean_and_pass_at_k() -> None:

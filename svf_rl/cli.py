@@ -18,6 +18,7 @@ COMMANDS = {
     "matrix": "score the base, experts, mixtures and dispatchers on every held-out test",
     "forgetting": "train tasks one after another, and measure what each way of learning forgets",
     "report": "one HTML page on runs, a matrix and forgetting",
+    "table": "means over seeds of runs, matrices, compositions and forgetting, as Markdown",
     "harness": "run tasks of the lm-evaluation-harness on the base, an expert or a dispatched system",
     "generate": "answer a prompt with the experts that a dispatcher chooses",
     "compose": "find a mixture of experts for a new task from a few of its questions",

@@ -94,6 +94,14 @@ class CardConfig:
 
 
 @dataclass(frozen=True)
+class TableConfig:
+    """`svf-rl table`; configs/table.yaml says what each key does."""
+
+    runs: str = "runs"
+    out: str | None = None
+
+
+@dataclass(frozen=True)
 class HarnessConfig:
     """`svf-rl harness`; configs/harness.yaml says what each key does."""
 
@@ -120,6 +128,7 @@ SCHEMAS: dict[str, type] = {
     "matrix": MatrixConfig,
     "forgetting": ForgettingConfig,
     "report": ReportConfig,
+    "table": TableConfig,
     "harness": HarnessConfig,
     "pretrain": PretrainConfig,
     "card": CardConfig,

@@ -25,7 +25,7 @@ from svf_rl.evaluate.compare import Comparison, answers, compare, measures, show
 from svf_rl.evaluate.stats import mean_interval
 from svf_rl.files import write_json, write_text
 from svf_rl.learn import checkpoint, trainer
-from svf_rl.learn.tracking import Tracker, plot_curve
+from svf_rl.learn.tracking import Tracker, peak_memory, plot_curve
 from svf_rl.progress import Progress
 from svf_rl.rollout.episodes import Split, env_facts, make_env, split_size
 from svf_rl.rollout.sampler import Sampling
@@ -216,6 +216,7 @@ def summarise(
         "expert_bytes": expert.stat().st_size,
         "seconds": round(seconds, 1),
         "training_seconds": round(run.progress.seconds, 1),
+        "peak_memory": peak_memory(run.base.device),
         "base_accuracy": comparison.base.value,
         "expert_accuracy": comparison.expert.value,
         "n_test": len(comparison.before),

@@ -24,7 +24,7 @@ from svf_rl.errors import UserError
 from svf_rl.evaluate.stats import paired_difference
 from svf_rl.files import write_json
 from svf_rl.learn import checkpoint, language
-from svf_rl.learn.tracking import Tracker, read_rows
+from svf_rl.learn.tracking import Tracker, peak_memory, read_rows
 from svf_rl.progress import Progress
 
 
@@ -108,6 +108,7 @@ def finish(run: language.LanguageRun, config: TrainConfig, command: list[str], b
         "expert_bytes": path.stat().st_size,
         "seconds": round(time.monotonic() - begun, 1),
         "training_seconds": round(run.progress.seconds, 1),
+        "peak_memory": peak_memory(run.base.device),
         **results,
         "base_unchanged": fingerprint(run.base.model) == run.base.fingerprint,
         "skipped_steps": run.progress.skipped_steps,

@@ -63,7 +63,7 @@ def trajectory(folder: Path) -> tuple[Any, ...]:
     expert, about = read_tensors(folder / "expert.safetensors")
     state, _ = read_tensors(folder / "checkpoint.safetensors")
     tensors = {name: tensor.tolist() for name, tensor in (expert | state).items()}
-    timed = {"seconds", "tokens_per_second", "training_seconds"}
+    timed = {"seconds", "tokens_per_second", "training_seconds", "peak_memory"}
     rows = [{k: v for k, v in row.items() if k not in timed} for row in read_rows(folder / "metrics.jsonl")]
     summary = {k: v for k, v in json.loads((folder / "summary.json").read_text()).items() if k not in timed | {"expert_bytes"}}
     return tensors, rows, read_rows(folder / "samples.jsonl"), summary, about["metrics"]
@@ -178,6 +178,7 @@ def test_the_summary_is_right(whole: Path, summary: dict[str, Any], embedded: Ba
     }  # fmt: skip
     assert {key: summary[key] for key in expected} == expected
     assert 0 < summary["training_seconds"] <= summary["seconds"]
+    assert 50e6 < summary["peak_memory"] < 50e9
     explained = (ROOT / "runs" / "README.md").read_text()
     assert [key for key in summary if f"`{key}`" not in explained] == []
 

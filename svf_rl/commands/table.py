@@ -1,0 +1,72 @@
+"""`svf-rl table runs=[one,another]`: the tables of the README, from the runs, matrices, compositions and forgetting in folders."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from svf_rl.commands.matrix import listed
+from svf_rl.commands.report import found, read
+from svf_rl.config import TableConfig, read_config
+from svf_rl.errors import UserError
+from svf_rl.evaluate import matrix, table
+from svf_rl.files import write_json, write_text
+from svf_rl.settings import flat_settings, to_yaml
+
+SAME = ("seed", "run_dir", "resume")  # what runs of one line may differ in
+
+
+def run(configs: list[TableConfig], command: list[str]) -> None:
+    for config in configs:
+        folders = [Path(name) for name in listed(config.runs)]
+        summaries = {path.parent: read(path) for path in found(folders, "summary.json")}
+        lines = table.lines([(settings(folder), own) for folder, own in summaries.items() if "expert_accuracy" in own])
+        means = {
+            "Right answers in %, mean over seeds": matrix.over_seeds(read_all(folders, "matrix")),
+            "Mixtures for unseen tasks: right answers in %, mean over seeds": table.compositions(read_all(folders, "composition")),
+            "Tasks one after another: mean over seeds, in points": table.forgetting(read_all(folders, "forgetting")),
+        }
+        parts = [table.to_markdown(lines)] if lines else []
+        parts += [f"{title}\n\n{matrix.to_markdown(cells, matrix.full)}" for title, cells in means.items() if cells]
+        if not parts:
+            raise UserError(f"found no run in {config.runs!r}, nor a matrix or the like of two seeds; give runs=<folder>")
+        print("\n\n".join(parts))
+        if config.out:
+            write(Path(config.out), lines, parts, {title: [asdict(cell) for cell in cells] for title, cells in means.items()})
+
+
+def read_all(folders: list[Path], kind: str) -> list[dict[str, Any]]:
+    return [read(path) for path in found(folders, f"{kind}.json")]
+
+
+def settings(folder: Path) -> str:
+    """What of a run's settings is not as `svf-rl train` has it by default, as it would be typed."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        return ""
+    try:
+        stored = flat_settings(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {str(path)!r} ({error}); delete the run, or make it again") from error
+    default = defaults(stored)
+    changed = [key for key, value in stored.items() if key not in SAME and default.get(key) != value]
+    return " ".join(f"{key.replace('env.settings', 'env')}={stored[key]}" for key in changed)
+
+
+def defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run with this environment and adapter, if it has a name that `svf-rl train` knows."""
+    adapter = f"adapter={stored['adapter.name']}"
+    try:
+        config = read_config("train", [adapter, f"env={stored['env.name']}"])
+    except UserError:  # an environment by its id, or one that needs a file
+        config = read_config("train", [adapter])
+    return flat_settings(to_yaml(config))
+
+
+def write(out: Path, lines: list[table.Line], parts: list[str], means: dict[str, Any]) -> None:
+    try:
+        write_text(out.with_suffix(".md"), "\n\n".join(parts) + "\n")
+        write_json(out.with_suffix(".json"), {"runs": [asdict(line) for line in lines], **means})
+        if lines:
+            write_text(out.with_suffix(".csv"), table.to_csv(lines))
+    except OSError as error:
+        raise UserError(f"cannot write {str(out)!r} ({error.strerror}); choose another out") from error

@@ -102,6 +102,8 @@ def _about(
     first = next(iter(library.values())).about
     chosen = marks[recipe["chosen"]]
     metrics = {"base_accuracy": sum(marks[BASE]) / len(chosen), "expert_accuracy": sum(chosen) / len(chosen), "n_test": len(chosen)}
+    if BASE in recipe["valid"]:
+        metrics["valid_gain"] = recipe["valid"][recipe["chosen"]] - recipe["valid"][BASE]
     return {
         "base": base.name,
         "fingerprint": base.fingerprint,

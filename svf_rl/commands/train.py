@@ -196,6 +196,7 @@ def about(run: trainer.Run, config: TrainConfig, command: list[str], comparison:
             "base_accuracy": comparison.base.value,
             "expert_accuracy": comparison.expert.value,
             "n_test": len(comparison.before),
+            "valid_gain": run.progress.best - run.progress.base_valid,
         },
     }
 

@@ -3,8 +3,9 @@
 accuracy     share of right answers, greedy (Wilson's interval); sampled, the mean over questions of pass@1 (t interval), and pass@k
 human        nats per token on held-out human text (bootstrap over passages): lower is better
 difference   row - base on the same questions; p by paired_p, corrected by Holm over all cells of the table that are not copies
-oracle       each column under the expert trained on its environment (of several the first): a dispatcher that is never wrong. Where
-             there is none, under the base or the expert that turned out best on the very same questions: a bound, not a method
+oracle       each column under the expert trained on its environment (of several the one that gained most on the validation split): a
+             dispatcher that is never wrong. Where there is none, under the base or the expert that turned out best on the very same
+             questions: a bound, not a method
 """
 
 import csv
@@ -155,7 +156,8 @@ def _change(difference: Interval, p: float) -> dict[str, Any]:
 
 def oracle(found: Sequence[Figure], rows: Sequence[Row], columns: Sequence[Column]) -> list[Figure]:
     """Copies of the cells of each column's own expert, else of the best single one; nothing without experts."""
-    trained = {row.environment: row.name for row in reversed(rows) if row.environment}
+    by_gain = sorted(rows, key=lambda row: row.gain, reverse=True)  # which keeps the order of equals
+    trained = {row.environment: row.name for row in reversed(by_gain) if row.environment}
     by_place = {(f.row, f.column): f for f in found}
     single = [rows[0].name, *trained.values()]
     chosen = [

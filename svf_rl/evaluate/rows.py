@@ -8,6 +8,7 @@ uniform        the mixture of all experts with equal weights (Transformer-Square
 prompt, probe, classifier   the dispatchers of svf_rl/dispatch
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -43,12 +44,16 @@ class Part(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One way of answering. digest: of all that it adds to the base.  environment: what it was trained on, if that is one thing."""
+    """One way of answering. digest: of all that it adds to the base.  environment: what it was trained on, if that is one thing.
+
+    gain: over the base on the validation split there, by its own record.
+    """
 
     name: str
     digest: str
     route: Callable[[Sequence[str]], list[Part]]
     environment: str = ""
+    gain: float = -math.inf
 
 
 def find_files(where: str) -> dict[str, Path]:
@@ -81,7 +86,9 @@ def file_row(name: str, path: Path, base: Base) -> Row:
     _, about = open_adapter(path, base)
     state, fields = read_tensors(path)
     within = partial(_opened, path, base)
-    return Row(name, hash_tensors(state, fields), lambda p: [Part(list(range(len(p))), name, within)], str(about["environment"]))
+    gain = float(about["metrics"].get("valid_gain", -math.inf))  # files of earlier versions have none
+    digest, environment = hash_tensors(state, fields), str(about["environment"])
+    return Row(name, digest, lambda prompts: [Part(list(range(len(prompts))), name, within)], environment, gain)
 
 
 @contextmanager

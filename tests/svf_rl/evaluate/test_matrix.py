@@ -44,6 +44,21 @@ def test_the_oracle_is_the_expert_of_the_environment_else_the_best_single_one() 
     assert (found["c"].value, found["c"].parts) == (0.5, {"base": 4})  # of equals the first: the base
 
 
+@pytest.mark.parametrize(
+    ("gains", "chosen"), [((0.1, 0.3), "two"), ((0.3, 0.1), "one"), ((0.2, 0.2), "one"), ((-1.0, -2.0), "one")]
+)
+def test_of_several_experts_the_oracle_takes_the_best_on_validation(gains: tuple[float, float], chosen: str) -> None:
+    """Whatever they score on the test: that would be to choose with the answers in view."""
+    rows = [
+        ROWS[0],
+        *(Row(name, name, lambda prompts: [], "envs:a", gain) for name, gain in zip(("one", "two"), gains, strict=True)),
+    ]
+    rewards = {"base": "0000", "one": "0001", "two": "0011"}
+    cells = {(name, "a"): cell(name, "a", own) for name, own in rewards.items()}
+    (found,) = [f for f in figures(cells, rows, COLUMNS[:1], Decoding(), 1) if f.row == "oracle"]
+    assert found.parts == {chosen: 4}
+
+
 def test_of_samples_the_mean_and_pass_at_k() -> None:
     answers = [Answer(q, float(r), "", "", "", [1], [1]) for q, rewards in enumerate(("1100", "0000")) for r in rewards]
     cells = {("base", "a"): Cell("base", "a", tuple(answers))}

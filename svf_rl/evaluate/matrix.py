@@ -3,7 +3,7 @@
 accuracy     share of right answers, greedy (Wilson's interval); sampled, the mean over questions of pass@1 (t interval), and pass@k
 human        nats per token on held-out human text (bootstrap over passages): lower is better
 difference   row - base on the same questions; p by paired_p, corrected by Holm over all cells of the table that are not copies
-oracle       each column under the expert trained on its environment (of several the one that gained most on the validation split): a
+oracle       each column under the expert trained on its environment (of several the one that gained most on validation): a
              dispatcher that is never wrong. Where there is none, under the base or the expert that turned out best on the very same
              questions: a bound, not a method
 """

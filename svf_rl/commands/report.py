@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.commands.matrix import listed
+from svf_rl.config import read_config
 from svf_rl.errors import ExpertError, UserError
 from svf_rl.evaluate.matrix import full, over_seeds, to_markdown
 from svf_rl.evaluate.report import Findings, ReportConfig, RunRecord, page
 from svf_rl.files import write_text
 from svf_rl.learn.tracking import read_rows
+from svf_rl.settings import flat_settings, to_yaml
 from svf_rl.svf.expert import load_expert
+
+SAME = ("seed", "run_dir", "resume")  # what runs of one name may differ in
 
 
 def run(configs: list[ReportConfig], command: list[str]) -> None:
@@ -31,7 +35,8 @@ def run(configs: list[ReportConfig], command: list[str]) -> None:
 
 
 def read_all(folders: list[Path]) -> Findings:
-    runs = tuple(read_run(path.parent) for path in found(folders, "summary.json"))
+    read_runs = (read_run(path.parent) for path in found(folders, "summary.json"))
+    runs = tuple(run for run in read_runs if "expert_accuracy" in run.summary)  # of objective=lm there is no accuracy to show
     kinds = ("matrix", "forgetting", "composition")
     return Findings(runs, *(tuple(read(path) for path in found(folders, f"{kind}.json")) for kind in kinds))
 
@@ -56,4 +61,28 @@ def read_run(folder: Path) -> RunRecord:
     except ExpertError:  # another kind of adapter has no z
         z = {}
     metrics, samples = (read_rows(folder / name) for name in ("metrics.jsonl", "samples.jsonl"))
-    return RunRecord(str(folder), read(folder / "summary.json"), metrics, samples, z)
+    return RunRecord(str(folder), read(folder / "summary.json"), metrics, samples, z, settings(folder))
+
+
+def settings(folder: Path) -> str:
+    """What of a run's settings is not as `svf-rl train` has it by default, as it would be typed."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        return ""
+    try:
+        stored = flat_settings(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {str(path)!r} ({error}); delete the run, or make it again") from error
+    default = defaults(stored)
+    changed = [key for key, value in stored.items() if key not in SAME and default.get(key) != value]
+    return " ".join(f"{key.replace('env.settings', 'env')}={stored[key]}" for key in changed)
+
+
+def defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run with this environment and adapter, if it has a name that `svf-rl train` knows."""
+    adapter = f"adapter={stored['adapter.name']}"
+    try:
+        config = read_config("train", [adapter, f"env={stored['env.name']}"])
+    except UserError:  # an environment by its id, or one that needs a file
+        config = read_config("train", [adapter])
+    return flat_settings(to_yaml(config))

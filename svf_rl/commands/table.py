@@ -5,14 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.commands.matrix import listed
-from svf_rl.commands.report import found, read
-from svf_rl.config import TableConfig, read_config
+from svf_rl.commands.report import found, read, settings
+from svf_rl.config import TableConfig
 from svf_rl.errors import UserError
 from svf_rl.evaluate import matrix, table
 from svf_rl.files import write_json, write_text
-from svf_rl.settings import flat_settings, to_yaml
-
-SAME = ("seed", "run_dir", "resume")  # what runs of one line may differ in
 
 
 def run(configs: list[TableConfig], command: list[str]) -> None:
@@ -36,30 +33,6 @@ def run(configs: list[TableConfig], command: list[str]) -> None:
 
 def read_all(folders: list[Path], kind: str) -> list[dict[str, Any]]:
     return [read(path) for path in found(folders, f"{kind}.json")]
-
-
-def settings(folder: Path) -> str:
-    """What of a run's settings is not as `svf-rl train` has it by default, as it would be typed."""
-    path = folder / "config.yaml"
-    if not path.exists():
-        return ""
-    try:
-        stored = flat_settings(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {str(path)!r} ({error}); delete the run, or make it again") from error
-    default = defaults(stored)
-    changed = [key for key, value in stored.items() if key not in SAME and default.get(key) != value]
-    return " ".join(f"{key.replace('env.settings', 'env')}={stored[key]}" for key in changed)
-
-
-def defaults(stored: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run with this environment and adapter, if it has a name that `svf-rl train` knows."""
-    adapter = f"adapter={stored['adapter.name']}"
-    try:
-        config = read_config("train", [adapter, f"env={stored['env.name']}"])
-    except UserError:  # an environment by its id, or one that needs a file
-        config = read_config("train", [adapter])
-    return flat_settings(to_yaml(config))
 
 
 def write(out: Path, lines: list[table.Line], parts: list[str], means: dict[str, Any]) -> None:

@@ -178,7 +178,8 @@ def over_seeds(matrices: Sequence[Mapping[str, Any]]) -> list[Figure]:
     for cell in (cell for matrix in matrices for cell in matrix["cells"]):
         values.setdefault((cell["row"], cell["column"]), []).append(cell["value"])
     shared = {place: own for place, own in values.items() if len(own) == len(matrices) > 1}
-    return [Figure(*place, len(own), *stats.mean_interval(own)) for place, own in shared.items()]
+    interval = {HUMAN: stats.mean_interval}
+    return [Figure(*place, len(own), *interval.get(place[1], stats.share_interval)(own)) for place, own in shared.items()]
 
 
 def to_csv(found: Sequence[Figure]) -> str:

@@ -38,6 +38,12 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), float(interval.low), float(interval.high))
 
 
+def share_interval(shares: Sequence[float]) -> Interval:
+    """`mean_interval` of values between 0 and 1, which the interval does not leave."""
+    value, low, high = mean_interval(shares)
+    return Interval(value, max(0.0, low), min(1.0, high))
+
+
 def paired_p(before: Sequence[float], after: Sequence[float]) -> float:
     """Two-sided p of "no difference" on the same questions: exact for 0/1 scores (McNemar's test), else by 9999 flips of signs."""
     difference = np.subtract(after, before)

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from svf_rl.evaluate.matrix import Figure, over_seeds
-from svf_rl.evaluate.stats import Interval, mean_interval, proportion
+from svf_rl.evaluate.stats import Interval, mean_interval, proportion, share_interval
 
 MIB = 1 << 20
 FEWSHOT = "few-shot"
@@ -49,7 +49,7 @@ def lines(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Line]:
 def _line(name: tuple[str, str, str], own: list[Mapping[str, Any]]) -> Line:
     first = own[0]
     if len(own) > 1:
-        accuracy, gain = (mean_interval([s[key] for s in own]) for key in ("expert_accuracy", "difference"))
+        accuracy, gain = share_interval([s["expert_accuracy"] for s in own]), mean_interval([s["difference"] for s in own])
     else:
         accuracy = proportion(round(first["expert_accuracy"] * first["n_test"]), first["n_test"])
         gain = Interval(first["difference"], *first["difference_ci95"])
@@ -105,6 +105,8 @@ def compositions(found: Sequence[Mapping[str, Any]]) -> list[Figure]:
 
 def forgetting(found: Sequence[Mapping[str, Any]]) -> list[Figure]:
     """The figures of svf_rl/evaluate/forgetting.py for each adapter, over seeds."""
-    tables = [one["adapters"].items() for one in found]
-    cells = [[{"row": row, "column": key, "value": own[key]} for row, own in table for key in TRANSFER] for table in tables]
-    return over_seeds([{"cells": own} for own in cells])
+    values: dict[tuple[str, str], list[float]] = {}
+    for row, own in (entry for one in found for entry in one["adapters"].items()):
+        for key in TRANSFER:
+            values.setdefault((row, key), []).append(own[key])
+    return [Figure(*place, len(own), *mean_interval(own)) for place, own in values.items() if len(own) == len(found) > 1]

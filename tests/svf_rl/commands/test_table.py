@@ -44,7 +44,7 @@ def test_matrices_compositions_and_forgetting_of_two_seeds(svf_rl: Callable[...,
         (folder / "composition.json").write_text(json.dumps(composed))
         (folder / "forgetting.json").write_text(json.dumps({"adapters": {"svf": dict.fromkeys(keys, x)}}))
     lines = svf_rl("table").out.splitlines()
-    starts = [line[: line.index("[")] for line in lines if "[-" in line]
+    starts = [line[: line.index("[")] for line in lines if "[" in line]
     assert starts == ["| base | 50.0 ", "| a | 50.0 ", "| few-shot | 50.0 ", "| svf | 50.0 "]
 
 

@@ -3,9 +3,8 @@
 from html.parser import HTMLParser
 from pathlib import Path
 
-from matplotlib.figure import Figure as Plot
-
-from svf_rl.evaluate.report import INK, Findings, RunRecord, choices, mixtures, page, seeds_table
+from svf_rl.evaluate.figures import INK
+from svf_rl.evaluate.report import Findings, RunRecord, page, pooled, seeds_table
 
 HOSTILE = "</td><script>alert(1)</script><img src=http://x onerror=alert(2)>&amp;"
 
@@ -45,44 +44,24 @@ def test_the_page(tmp_path: Path) -> None:
     assert HOSTILE in reader.text
     assert not {"script", "img", "link", "iframe"} & set(reader.tags)
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in reader.addresses)
-    assert reader.tags.count("svg") == 6 == len(list(tmp_path.glob("*.png")))
+    assert reader.tags.count("svg") == 5 == len(list(tmp_path.glob("*.png")))
     assert INK not in text
     assert "currentColor" in text
     assert "prefers-color-scheme:dark" in text
 
 
-def grid(plot: Plot) -> list[list[float]]:
-    """The numbers that a heat map shows."""
-    return [[round(float(x), 6) for x in row] for row in plot.axes[0].images[0].get_array()]
-
-
-def labels(plot: Plot) -> tuple[list[str], list[str]]:
-    axes = plot.axes[0]
-    return [t.get_text() for t in axes.get_yticklabels()], [t.get_text() for t in axes.get_xticklabels()]
-
-
-def test_a_dispatchers_confusion_is_shares_of_prompts() -> None:
-    cells = [
-        {"row": "probe", "column": "math", "value": 1.0, "parts": {"math": 3, "base": 1}},
-        {"row": "probe", "column": "code", "value": 1.0, "parts": {"code": 5}},
-        {"row": "math", "column": "math", "value": 1.0, "parts": {"math": 4}},
-    ]
-    plot = choices(cells, "probe")
-    assert labels(plot) == (["math", "code"], ["math", "base", "code"])
-    assert grid(plot) == [[75, 25, 0], [0, 0, 100]]
-
-
-def test_mixtures_stand_under_the_names_of_their_experts() -> None:
-    first = {"env": "a", "seed": 0, "experts": ["x", "y"], "weights": [0.25, 0.75]}
-    second = {"env": "a", "seed": 1, "experts": ["y", "x"], "weights": [[0.2, 0.4], [0.0, 1.0]]}  # per matrix [experts, matrices]
-    plot = mixtures([first, second])
-    assert labels(plot) == (["a, seed 0", "a, seed 1"], ["x", "y"])
-    assert grid(plot) == [[0.25, 0.75], [0.5, 0.3]]
-
-
 def test_matrices_of_seeds_become_a_mean_with_its_interval() -> None:
     matrices = [{"cells": [{"row": "base", "column": "math", "value": value}]} for value in (0.4, 0.5, 0.6)]
     half = 4.302652729911275 * 0.1 / 3**0.5  # Student's t of two degrees of freedom
-    assert f"50.0 [{100 * (0.5 - half):.1f}, {100 * (0.5 + half):.1f}]" in seeds_table(matrices)
+    assert f"50.0 [{100 * (0.5 - half):.1f},\u00a0{100 * (0.5 + half):.1f}]" in seeds_table(matrices)
     assert "3 matrices" in seeds_table(matrices)
     assert seeds_table(matrices[:1]) == ""
+
+
+def test_matrices_of_seeds_are_pooled_and_others_stand_by_themselves() -> None:
+    cells = [{"row": "probe", "column": "math", "value": value, "parts": {"a": n, "b": 4 - n}} for value, n in ((0.4, 1), (0.6, 4))]
+    matrices = [{"cells": [cell]} for cell in cells]
+    (one,) = pooled(matrices)["Mean of 2 matrices"]
+    assert (one["value"], one["parts"]) == (0.5, {"a": 5, "b": 3})
+    other = {"cells": [{"row": "probe", "column": "code", "value": 0.5}]}
+    assert pooled([matrices[0], other]) == {"Matrix 1": cells[:1], "Matrix 2": other["cells"]}

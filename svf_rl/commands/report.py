@@ -75,7 +75,7 @@ def settings(folder: Path) -> str:
         raise UserError(f"cannot read {str(path)!r} ({error}); delete the run, or make it again") from error
     default = defaults(stored)
     changed = [key for key, value in stored.items() if key not in SAME and default.get(key) != value]
-    return " ".join(f"{key.replace('env.settings', 'env')}={stored[key]}" for key in changed)
+    return " ".join(f"{key.replace('env.settings', 'env')}={'null' if stored[key] is None else stored[key]}" for key in changed)
 
 
 def defaults(stored: dict[str, Any]) -> dict[str, Any]:

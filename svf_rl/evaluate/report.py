@@ -17,7 +17,7 @@ from svf_rl.evaluate.figures import choices, curves, heat_map, mixtures, png, pr
 from svf_rl.evaluate.matrix import ORACLE, full, over_seeds, to_table
 from svf_rl.files import write_bytes
 
-STYLE = """:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
+STYLE = """:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:78rem;margin:2rem auto;padding:0 1rem;
 color:#1a1a1a;background:#fff}table{border-collapse:collapse;display:block;overflow-x:auto}
 td,th{padding:.2rem .6rem;border-bottom:1px solid #8888;
 text-align:right}td:first-child,th:first-child{text-align:left}td.text{text-align:left;white-space:pre-wrap;font-family:monospace;vertical-align:top}
@@ -132,7 +132,7 @@ def summaries(runs: Sequence[RunRecord]) -> str:
     rows = []
     for run in runs:
         s, (low, high) = run.summary, run.summary["difference_ci95"]
-        change = f"{100 * s['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        change = f"{100 * s['difference']:+.1f} [{100 * low:+.1f},\u00a0{100 * high:+.1f}]"  # on one line
         accuracies = (f"{100 * s['base_accuracy']:.1f}", f"{100 * s['expert_accuracy']:.1f}")
         rows.append(
             [run.name, s["seed"], *accuracies, change, s["n_test"], s["trained_parameters"], s["expert_bytes"], s["seconds"]]

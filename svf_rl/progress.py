@@ -1,5 +1,6 @@
 """One live line for anything that takes longer than two seconds: what, how far, the latest figures, time left."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -39,6 +40,6 @@ class Progress:
             self._bar.set_postfix({key.replace("_", " "): value for key, value in figures.items()}, refresh=False)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """A line of its own on standard error, above the bar: standard output is for results."""
         if not self.quiet:
-            tqdm.write(text)
+            tqdm.write(text, file=sys.stderr)

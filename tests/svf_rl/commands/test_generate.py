@@ -1,13 +1,18 @@
-"""`svf-rl generate`: mistakes in one line, and the base's own answer without experts."""
+"""`svf-rl generate`: mistakes in one line, and every answer against transformers' own generation under the weights it reports."""
 
+import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from svf_rl.base.load import Base
+
+PROMPT = "test 3:"
 
 
 @pytest.mark.parametrize(
@@ -29,8 +34,56 @@ def test_mistakes(svf_rl: Callable[..., Any], words: list[str], message: str) ->
 def test_without_experts_the_base_answers(
     svf_rl: Callable[..., Any], architecture_folders: dict[str, Path], tiny_base: Base
 ) -> None:
-    done = svf_rl("generate", "a = b", f"base={architecture_folders['llama']}", "dispatch=none", "max_tokens=5", "--explain")
-    ids = torch.tensor([tiny_base.codec.prompt("a = b")])
+    done = svf_rl("generate", PROMPT, f"base={architecture_folders['llama']}", "dispatch=none", "max_tokens=5", "--explain")
+    ids = torch.tensor([tiny_base.codec.prompt(PROMPT)])
     written = tiny_base.model.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
     assert done.out.startswith(tiny_base.codec.decode(written.tolist()))
     assert "[the base; first pass 0.00 s, 0 tokens]\nchosen: base" in done.out
+
+
+@pytest.mark.parametrize("dispatch", ["prompt", "probe", "fewshot"])
+def test_the_answer_is_that_of_the_weights_it_reports(
+    svf_rl: Callable[..., Any],
+    save_expert_of: Callable[..., Path],
+    architecture_folders: dict[str, Path],
+    tiny_base: Base,
+    dispatch: str,
+) -> None:
+    """Whatever is chosen: transformers' own generation under the mixture that is named says the same."""
+    paths = {"one": save_expert_of("one", 0), "two": save_expert_of("two", 1, "toys:toys/Plain-v0")}
+    few = "dispatch.shots=3 dispatch.valid_size=6 dispatch.population=6 dispatch.rounds=2".split() if dispatch == "fewshot" else []
+    env = ["env=math", "env.id=toys:toys/Letter-v0", "env.name=letter", "env.max_tokens=3"]
+    words = [PROMPT, f"base={architecture_folders['llama']}", f"experts={paths['one'].parent.parent}", f"dispatch={dispatch}"]
+    done = svf_rl("generate", *words, *few, *env, "max_tokens=5", "--explain")
+    assert done.code == 0, done.err
+    used = re.search(r"^\[(.*); first pass", done.out, re.MULTILINE)
+    assert used is not None
+    weights = {} if used[1] == "the base" else {name: float(w) for w, name in (part.split(" ") for part in used[1].split(" + "))}
+    assert done.out.startswith(written(tiny_base, paths, weights))
+    assert "chosen: " in done.out
+
+
+def test_an_expert_of_another_base_only_on_request(
+    svf_rl: Callable[..., Any], save_expert_of: Callable[..., Path], make_base: Callable[..., Base], tiny_base: Base
+) -> None:
+    path, other = save_expert_of("one"), make_base(tiny_base.model.config, seed=7)
+    words = ["generate", PROMPT, f"base={other.name}", f"experts={path}", "dispatch=none", "max_tokens=5"]
+    assert "allow_other_base=true" in svf_rl(*words).mistake
+    done = svf_rl(*words, "allow_other_base=true")
+    assert done.out.startswith(written(other, {"one": path}, {"one": 1.0}))
+    assert "[1.00 one;" in done.out
+
+
+def written(base: Base, paths: dict[str, Path], weights: dict[str, float]) -> str:
+    """Five greedy tokens of the base whose matrices are U diag(s (1 + sum of w (z - 1))) V^T, by torch's own svd."""
+    model = copy.deepcopy(base.model)
+    experts = {name: load_file(paths[name]) for name in weights}
+    for name, z in next(iter(experts.values()), {}).items():
+        module = model.get_submodule(name.removeprefix("z."))
+        u, s, v = torch.linalg.svd(module.weight.detach(), full_matrices=False)
+        scale = 1 + sum(w * (experts[of][name] - 1) for of, w in weights.items())
+        assert z.shape == s.shape
+        module.weight.data = u @ torch.diag(s * scale) @ v
+    ids = torch.tensor([base.codec.prompt(PROMPT)])
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=0)
+    return base.codec.decode(found[0, ids.shape[1] :].tolist())

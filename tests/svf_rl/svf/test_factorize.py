@@ -147,7 +147,7 @@ def test_factors_rebuild_the_weights(base: Base) -> None:
 
 def test_truncation_keeps_the_largest(tiny_base: Base, capsys: pytest.CaptureFixture[str]) -> None:
     full, cut = factorize(tiny_base, "mlp"), factorize(tiny_base, "mlp", rank=5, progress=Progress())
-    report = capsys.readouterr().out
+    report = capsys.readouterr().err
     for name, factors in cut.items():
         weight = weight_of(tiny_base, name)
         assert factors.U.shape == (weight.shape[0], 5)
@@ -236,7 +236,7 @@ def test_an_unwritable_cache_costs_only_time(tiny_base: Base, tmp_path: Path, ca
     (tmp_path / "file").write_text("not a folder")
     factors = factorize(tiny_base, "mlp", progress=Progress(), cache=tmp_path / "file" / "cache")
     assert_same(factors, factorize(tiny_base, "mlp"))
-    assert "not kept for the next run" in capsys.readouterr().out
+    assert "not kept for the next run" in capsys.readouterr().err
 
 
 def test_the_key_tells_base_targets_and_rank(tiny_base: Base, tmp_path: Path) -> None:

@@ -48,6 +48,11 @@ def names_in_list(text: str) -> list[str] | None:
     return [name.strip() for name in text[1:-1].split(",")] if text.startswith("[") and text.endswith("]") else None
 
 
+def listed(text: str) -> list[str]:
+    """The names of "[one,another]" or "one"."""
+    return [name for name in names_in_list(text) or [text] if name]
+
+
 def parsed(text: str) -> Any:
     """Free settings, whose type no schema knows: lists, mappings, numbers, true, false and null as in YAML; else the text."""
     if text[:1] not in "[{" and not re.fullmatch(r"true|false|null|-?\d+(\.\d*)?([eE]-?\d+)?", text):

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from svf_rl.base.load import Base, load_base
-from svf_rl.commands.train import revision
+from svf_rl.commands.folders import revision
 from svf_rl.dispatch.choices import ComposeConfig
 from svf_rl.dispatch.dispatcher import BASE, mixture
 from svf_rl.dispatch.fewshot import Composed, compose

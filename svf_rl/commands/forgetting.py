@@ -14,7 +14,7 @@ from typing import Any
 from svf_rl.adapters import open_adapter
 from svf_rl.base.load import Base, fingerprint, load_base
 from svf_rl.commands import train
-from svf_rl.commands.matrix import listed, open_folder
+from svf_rl.commands.folders import out_folder
 from svf_rl.config import TrainConfig, read_config
 from svf_rl.errors import UserError
 from svf_rl.evaluate.cells import Column, Decoding, environment_column, measure
@@ -25,12 +25,13 @@ from svf_rl.files import write_json, write_text
 from svf_rl.learn import trainer
 from svf_rl.progress import Progress
 from svf_rl.rollout.episodes import Split, make_env
+from svf_rl.settings import listed
 
 
 def run(configs: list[ForgettingConfig], command: list[str]) -> None:
     for config in configs:
         rates = adapters(config)
-        folder, base, tasks = open_folder(config.out), load_base(config.base), listed(config.tasks)
+        folder, base, tasks = out_folder(config.out), load_base(config.base), listed(config.tasks)
         if len(tasks) < 2:
             raise UserError(f"forgetting needs at least two tasks, found {config.tasks!r}; give tasks=[math,code]")
         settings = {(name, task): train_config(config, name, rate, task) for name, rate in rates.items() for task in tasks}

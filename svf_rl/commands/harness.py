@@ -7,13 +7,13 @@ import json
 import shlex
 
 from svf_rl.base.load import Base, load_base
-from svf_rl.commands.matrix import listed, open_folder
-from svf_rl.commands.train import revision
+from svf_rl.commands.folders import out_folder, revision
 from svf_rl.config import HarnessConfig
 from svf_rl.errors import UserError
 from svf_rl.evaluate.rows import DISPATCHERS, Row, base_row, composed_rows, file_row, find_files
 from svf_rl.files import write_json
 from svf_rl.progress import Progress
+from svf_rl.settings import listed
 
 
 def run(configs: list[HarnessConfig], command: list[str]) -> None:
@@ -22,7 +22,7 @@ def run(configs: list[HarnessConfig], command: list[str]) -> None:
     except ModuleNotFoundError:
         raise UserError("the lm-evaluation-harness is an extra: pip install 'svf-rl[lm-eval]'") from None
     for config in configs:
-        folder, base = open_folder(config.out), load_base(config.base)
+        folder, base = out_folder(config.out), load_base(config.base)
         row = find_row(config, base)
         model = harness.HarnessModel(base, row, config.rows, config.seed)
         found = harness.evaluate(model, listed(config.tasks), config.include, config.shots, config.limit)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from svf_rl.base.load import Base, fingerprint, load_base
-from svf_rl.commands.train import revision
+from svf_rl.commands.folders import out_folder, revision
 from svf_rl.config import read_config
 from svf_rl.errors import UserError
 from svf_rl.evaluate.cells import HUMAN, Column, Decoding, environment_column, human_column
@@ -18,12 +18,12 @@ from svf_rl.evaluate.matrix import Figure, MatrixConfig, divergences, evaluate, 
 from svf_rl.evaluate.rows import Row, base_row, composed_rows, file_row, find_files
 from svf_rl.files import write_json, write_text
 from svf_rl.progress import Progress
-from svf_rl.settings import names_in_list
+from svf_rl.settings import listed
 
 
 def run(configs: list[MatrixConfig], command: list[str]) -> None:
     for config in configs:
-        base, folder = load_base(config.base), open_folder(config.out)
+        base, folder = load_base(config.base), out_folder(config.out)
         rows = make_rows(config, base)
         columns = [make_column(name, config) for name in listed(config.columns)]
         decoding = Decoding(config.temperature, config.samples, config.seed)
@@ -31,19 +31,6 @@ def run(configs: list[MatrixConfig], command: list[str]) -> None:
         write(folder, found, facts(config, base, command))
         show(found, config)
         print(f"the matrix is in {folder}/matrix.json, matrix.csv and matrix.md")
-
-
-def open_folder(path: str) -> Path:
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to the folder {path!r} ({error.strerror}); choose another out") from error
-    return Path(path)
-
-
-def listed(text: str) -> list[str]:
-    """The names of "[one,another]" or "one"."""
-    return [name for name in names_in_list(text) or [text] if name]
 
 
 def make_rows(config: MatrixConfig, base: Base) -> list[Row]:

@@ -5,14 +5,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from svf_rl.commands.matrix import listed
 from svf_rl.config import read_config
 from svf_rl.errors import ExpertError, UserError
 from svf_rl.evaluate.matrix import full, over_seeds, to_markdown
 from svf_rl.evaluate.report import Findings, ReportConfig, RunRecord, page
 from svf_rl.files import write_text
 from svf_rl.learn.tracking import read_rows
-from svf_rl.settings import flat_settings, to_yaml
+from svf_rl.settings import flat_settings, listed, to_yaml
 from svf_rl.svf.expert import load_expert
 
 SAME = ("seed", "run_dir", "resume")  # what runs of one name may differ in

@@ -4,12 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from svf_rl.commands.matrix import listed
 from svf_rl.commands.report import found, read, settings
 from svf_rl.config import TableConfig
 from svf_rl.errors import UserError
 from svf_rl.evaluate import matrix, table
 from svf_rl.files import write_json, write_text
+from svf_rl.settings import listed
 
 
 def run(configs: list[TableConfig], command: list[str]) -> None:

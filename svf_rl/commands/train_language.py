@@ -18,37 +18,30 @@ from svf_rl.adapters import make_adapter, save_adapter
 from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.base.load import Base, fingerprint, load_base
 from svf_rl.base.texts import SHARES, read_corpus, windows
-from svf_rl.commands.train import check_folder, open_folder, point_latest, resume_command, revision, run_folder
+from svf_rl.commands.folders import begin, point_latest, resumable, revision, run_folders
 from svf_rl.config import TrainConfig
 from svf_rl.errors import UserError
 from svf_rl.evaluate.stats import paired_difference
 from svf_rl.files import write_json
-from svf_rl.learn import checkpoint, language
+from svf_rl.learn import language
 from svf_rl.learn.tracking import Tracker, peak_memory, read_rows
 from svf_rl.progress import Progress
 
 
 def run(configs: list[TrainConfig], command: list[str]) -> None:
     """Train one adapter for each configuration."""
-    folders = [run_folder(config, several=len(configs) > 1) for config in configs]
-    for config, folder in zip(configs, folders, strict=True):
-        check_folder(folder, config)
-    for config, folder in zip(configs, folders, strict=True):
+    for config, folder in zip(configs, run_folders(configs), strict=True):
         train_one(config, folder, command)
 
 
 def train_one(config: TrainConfig, folder: Path, command: list[str]) -> dict[str, Any]:
     """One adapter, from configuration to summary."""
     begun = time.monotonic()
-    try:
+    with resumable(config, folder, command):
         training = prepare(config, load_base(config.base), folder)
         with closing(training.tracker):
             language.train(training)
         return finish(training, config, command, begun)
-    except KeyboardInterrupt:
-        if (folder / "config.yaml").exists():
-            print(f"\nstopped; go on with: {resume_command(config, folder, command)}")
-        raise
 
 
 def prepare(config: TrainConfig, base: Base, folder: Path) -> language.LanguageRun:
@@ -57,13 +50,7 @@ def prepare(config: TrainConfig, base: Base, folder: Path) -> language.LanguageR
     adapter = make_adapter(base, config.adapter, bar)
     trained = adapter.parameters()
     optimizer = torch.optim.AdamW([p for p in trained.values() if p.requires_grad], weight_decay=0.0)
-    progress, best = checkpoint.Progress(base=base.fingerprint), adapter.state()
-    if not config.resume:
-        open_folder(folder, config)
-    elif (folder / "checkpoint.safetensors").exists():
-        progress, best = checkpoint.load_checkpoint(folder / "checkpoint.safetensors", trained, optimizer)
-    if progress.base != base.fingerprint:
-        raise UserError(f"the run in {str(folder)!r} was trained on other base weights than those of {base.name!r}; load those")
+    progress, best = begin(config, base, adapter, optimizer, folder)
     adapter.install()
     tracker = Tracker(folder, bar, adapter.figures)
     tracker.start(progress.step)

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from svf_rl import cli
 from svf_rl.adapters import open_adapter
 from svf_rl.base.load import Base, BaseConfig, load_base
-from svf_rl.commands import train
+from svf_rl.commands import folders, train
 from svf_rl.evaluate.compare import answers, right
 from svf_rl.files import read_tensors
 from svf_rl.learn import trainer
@@ -154,7 +154,7 @@ def test_the_curve_is_a_picture(whole: Path) -> None:
 def test_the_expert_says_where_it_comes_from(whole: Path, summary: dict[str, Any], embedded: Base) -> None:
     _, about = open_adapter(whole / "expert.safetensors", embedded)
     assert (about["base"], about["fingerprint"]) == ("embedded", embedded.fingerprint)
-    assert (about["environment"], about["revision"]) == ("envs:svf/Math-v0", train.revision())
+    assert (about["environment"], about["revision"]) == ("envs:svf/Math-v0", folders.revision())
     assert about["command"].split() == ["svf-rl", "train", *MATH, f"run_dir={whole}"]
     assert about["metrics"].items() >= {key: summary[key] for key in ("base_accuracy", "expert_accuracy", "n_test")}.items()
     progress = json.loads(read_tensors(whole / "checkpoint.safetensors")[1]["progress"])
@@ -252,7 +252,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
 
 
 MOMENTS = [
-    (train, "open_folder"), (Tracker, "start"), (trainer, "validate"), (trainer, "sample_groups"), (trainer, "update"),
+    (folders, "open_folder"), (Tracker, "start"), (trainer, "validate"), (trainer, "sample_groups"), (trainer, "update"),
     (trainer, "keep_if_best"), (Tracker, "log"), (trainer, "save_checkpoint"), (train, "test"), (train, "save_adapter"),
     (train, "plot_curve"), (train, "summarise"), (train, "show"),
 ]  # fmt: skip

@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "answer a prompt with the experts that a dispatcher chooses",
     "compose": "find a mixture of experts for a new task from a few of its questions",
     "experts": "list a folder of experts",
+    "study": "run one of the studies: superposition of attention heads",
     "pretrain": "make the embedded base again",
     "card": "measure the embedded base and write its model card",
 }

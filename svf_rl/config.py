@@ -31,6 +31,7 @@ from svf_rl.evaluate.report import ReportConfig
 from svf_rl.learn.language import LanguageConfig
 from svf_rl.learn.trainer import AlgoConfig
 from svf_rl.rollout.episodes import EnvConfig, Split
+from svf_rl.studies.table import StudyConfig
 from svf_rl.svf.adapter import SVFConfig
 
 MIXTURE, OTHER = "envs:svf/Mixture-v0", "other"
@@ -130,6 +131,7 @@ SCHEMAS: dict[str, type] = {
     "report": ReportConfig,
     "table": TableConfig,
     "harness": HarnessConfig,
+    "study": StudyConfig,
     "pretrain": PretrainConfig,
     "card": CardConfig,
     "generate": GenerateConfig,

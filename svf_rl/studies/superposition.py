@@ -19,52 +19,26 @@ Differs from the source:
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svf_rl.attention.gated import POWER, TINY, leaky_clamp
+from svf_rl.errors import UserError
+from svf_rl.files import write_tensors
+from svf_rl.progress import Progress
+from svf_rl.settings import listed
+from svf_rl.studies.parts import part
+from svf_rl.studies.trigrams import draw, vocabulary
 
-LENGTH = 11
 SETTINGS = {2: 3, 3: 4, 4: 5}  # heads of the published models, and their trigrams
-
-
-def vocabulary(trigrams: int) -> int:
-    return 2 * trigrams + 2
-
-
-def draw(trigrams: int, rows: int, generator: torch.Generator) -> tuple[Int[Tensor, "rows time"], Bool[Tensor, "rows time"]]:
-    """Sequences, and where the next token is forced (the position of a B that an A precedes)."""
-    v = vocabulary(trigrams)
-    ids, forced = torch.full((rows, LENGTH), v - 1), torch.zeros(rows, LENGTH, dtype=torch.bool)
-    is_open = torch.zeros(rows, dtype=torch.bool)
-    for i in range(1, LENGTH):
-        any_token = torch.randint(0, v, (rows,), generator=generator)
-        no_a = torch.randint(1, v, (rows,), generator=generator)
-        now, due = torch.where(is_open, no_a, any_token), forced[:, i - 1]
-        ids[:, i] = torch.where(due, ids[:, i - 1] + trigrams, now)
-        is_open = (is_open & ~due) | (~due & (ids[:, i] == 0))
-        forced[:, i] = is_open & (ids[:, i] >= 1) & (ids[:, i] <= trigrams)
-    forced[:, -1] = False
-    return ids, forced
-
-
-def problems(ids: Int[Tensor, "rows time"], forced: Bool[Tensor, "rows time"], trigrams: int, at_least: int) -> list[str]:
-    """What is wrong with a data set; empty if it is valid."""
-    source, follows = ids[:, :-1][forced[:, :-1]], ids[:, 1:][forced[:, :-1]]
-    counts = torch.bincount(source, minlength=trigrams + 1)[1 : trigrams + 1]
-    before = torch.cat([torch.zeros(len(ids), 1, dtype=torch.bool), (ids == 0).cumsum(1)[:, :-1] > 0], 1)[:, 1:]
-    free = torch.bincount(ids[:, 1:][~before], minlength=vocabulary(trigrams)).float()
-    found = {
-        "a trigram is missing or rare": bool((counts < at_least).any()),
-        "a B is followed by another token than its C": not torch.equal(follows, source + trigrams),
-        "free tokens are not uniform": bool(free.max() > 1.5 * free.min()),
-    }
-    return [what for what, wrong in found.items() if wrong]
 
 
 class Heads(nn.Module):
@@ -101,22 +75,75 @@ class Heads(nn.Module):
 
 
 @dataclass(frozen=True)
-class StudyConfig:
-    """steps of each of the two trainings; copies: gated heads for each head; penalty: weight of the contributions."""
+class SuperpositionConfig:
+    """Settings of the study; configs/study.yaml says what each key does."""
 
-    heads: int = 2
-    seed: int = 0
+    heads: str = "[2,3,4]"
+    seeds: int = 5
     steps: int = 4000
     rows: int = 256
     copies: int = 2
     penalty: float = 0.01
     learning_rate: float = 0.01
 
+    def __post_init__(self) -> None:
+        wrong = [name for name in listed(self.heads) if name not in map(str, SETTINGS)]
+        if wrong or min(self.seeds, self.steps, self.rows, self.copies) < 1:
+            raise UserError(f"expected heads among {list(SETTINGS)}, seeds, steps, rows and copies of at least 1, found {self}")
 
-def train_base(config: StudyConfig) -> Heads:
+
+@dataclass(frozen=True)
+class Cell:
+    """One of the published settings with one seed."""
+
+    heads: int
+    seed: int
+
+    @property
+    def trigrams(self) -> int:
+        return SETTINGS[self.heads]
+
+    @property
+    def name(self) -> str:
+        return f"{self.heads}heads-{self.trigrams}trigrams-seed{self.seed}"
+
+
+def run(config: SuperpositionConfig, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Every setting and seed, those that are done from the folder."""
+    cells = [Cell(int(heads), seed) for heads in listed(config.heads) for seed in range(config.seeds)]
+    training = {key: value for key, value in asdict(config).items() if key not in ("heads", "seeds")}
+    parts = [part(folder, cell.name, training, partial(measure, cell, config, folder)) for cell in progress.over(cells, "training")]
+    return {"table": [summary(cell, found) for cell, found in zip(cells, parts, strict=True)], "parts": parts}
+
+
+def measure(cell: Cell, config: SuperpositionConfig, folder: Path) -> dict[str, Any]:
+    """Both models of a cell, trained, saved and measured."""
+    base = train_base(cell, config)
+    gated = distil(cell, config, base)
+    for kind, model in (("base", base), ("gated", gated)):
+        write_tensors(folder / f"{cell.name}-{kind}.safetensors", model.state_dict(), {"heads": str(len(model.out))})
+    return figures(base, gated, cell)
+
+
+def summary(cell: Cell, found: dict[str, Any]) -> dict[str, Any]:
+    """The line of a cell."""
+    return {
+        "heads": cell.heads,
+        "trigrams": cell.trigrams,
+        "seed": cell.seed,
+        "base_accuracy": found["accuracy"]["base"],
+        "distributed_before": len(found["distributed"]["base"]),
+        "distributed_after": len(found["distributed"]["gated"]),
+        "r2": found["r2"],
+        "heads_per_pair": found["heads_per_pair"],
+        "median_active_gate": found["median_active_gate"],
+    }
+
+
+def train_base(cell: Cell, config: SuperpositionConfig) -> Heads:
     """The model with fewer heads than trigrams, by next-token loss."""
-    trigrams = SETTINGS[config.heads]
-    model, generator = Heads(trigrams, config.heads, False, config.seed), torch.Generator().manual_seed(config.seed)
+    trigrams = cell.trigrams
+    model, generator = Heads(cell.trigrams, cell.heads, False, cell.seed), torch.Generator().manual_seed(cell.seed)
 
     def loss(done: float) -> Tensor:
         ids, _ = draw(trigrams, config.rows, generator)
@@ -126,11 +153,11 @@ def train_base(config: StudyConfig) -> Heads:
     return _descend(model, config, loss)
 
 
-def distil(config: StudyConfig, teacher: Heads) -> Heads:
+def distil(cell: Cell, config: SuperpositionConfig, teacher: Heads) -> Heads:
     """Gated heads that give the teacher's output, each source and destination by as few heads as can be."""
-    trigrams = SETTINGS[config.heads]
-    model = Heads(trigrams, config.heads * config.copies, True, config.seed + 1)
-    generator = torch.Generator().manual_seed(config.seed + 1)
+    trigrams = cell.trigrams
+    model = Heads(trigrams, cell.heads * config.copies, True, cell.seed + 1)
+    generator = torch.Generator().manual_seed(cell.seed + 1)
 
     def loss(done: float) -> Tensor:
         ids, _ = draw(trigrams, config.rows, generator)
@@ -150,7 +177,7 @@ def contribution(model: Heads, ids: Int[Tensor, "rows time"]) -> Float[Tensor, "
     return total.tril().sum() / (len(ids) * time * (time + 1) / 2)
 
 
-def _descend(model: Heads, config: StudyConfig, loss: Callable[[float], Tensor]) -> Heads:
+def _descend(model: Heads, config: SuperpositionConfig, loss: Callable[[float], Tensor]) -> Heads:
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps, config.learning_rate / 100)
     for step in range(config.steps):
@@ -180,10 +207,10 @@ def solo_heads(model: Heads, ids: Tensor, forced: Tensor, trigrams: int) -> dict
 
 
 @torch.no_grad()
-def figures(base: Heads, gated: Heads, config: StudyConfig) -> dict[str, object]:
+def figures(base: Heads, gated: Heads, cell: Cell) -> dict[str, object]:
     """R2 of the imitation, accuracy, solo heads before and after, distributed trigrams, median of the gates that are open."""
-    trigrams = SETTINGS[config.heads]
-    ids, forced = draw(trigrams, 4000, torch.Generator().manual_seed(10_000 + config.seed))
+    trigrams = cell.trigrams
+    ids, forced = draw(trigrams, 4000, torch.Generator().manual_seed(10_000 + cell.seed))
     target, found = base(ids), gated(ids)
     x = F.one_hot(ids, vocabulary(trigrams)).float()
     strength, gates = gated.strengths(ids)

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 
 from svf_rl.studies import superposition as toy
+from svf_rl.studies import trigrams
 
 
-def drawn(rows: int = 2000, trigrams: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    return toy.draw(trigrams, rows, torch.Generator().manual_seed(0))
+def drawn(rows: int = 2000) -> tuple[torch.Tensor, torch.Tensor]:
+    return trigrams.draw(3, rows, torch.Generator().manual_seed(0))
 
 
 def test_tokens_are_forced_as_a_reader_would() -> None:
@@ -23,17 +24,17 @@ def test_tokens_are_forced_as_a_reader_would() -> None:
                 continue
             assert not (is_open and token == 0)
             is_open = is_open or token == 0
-            assert marks[i] == (is_open and token in (1, 2, 3) and i < toy.LENGTH - 1)
+            assert marks[i] == (is_open and token in (1, 2, 3) and i < trigrams.LENGTH - 1)
 
 
 def test_the_data_are_valid_and_faults_are_found() -> None:
     ids, forced = drawn(20000)
-    assert toy.problems(ids, forced, 3, 1000) == []
-    assert toy.problems(ids, forced, 3, 10**6) == ["a trigram is missing or rare"]
+    assert trigrams.problems(ids, forced, 3, 1000) == []
+    assert trigrams.problems(ids, forced, 3, 10**6) == ["a trigram is missing or rare"]
     broken = ids.clone()
     row, column = forced.nonzero()[0].tolist()
     broken[row, column + 1] = 0
-    assert "a B is followed by another token than its C" in toy.problems(broken, forced, 3, 100)
+    assert "a B is followed by another token than its C" in trigrams.problems(broken, forced, 3, 100)
 
 
 def test_open_gates_are_plain_heads() -> None:

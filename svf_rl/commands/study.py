@@ -1,0 +1,45 @@
+"""`svf-rl study name=<study>`: one of the studies of svf_rl/studies, as a table, JSON, CSV, figures and models in a folder."""
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from svf_rl.commands.folders import out_folder, revision
+from svf_rl.files import write_json, write_text
+from svf_rl.progress import Progress
+from svf_rl.studies.table import STUDIES, StudyConfig
+
+
+def run(configs: list[StudyConfig], command: list[str]) -> None:
+    for config in configs:
+        folder, settings = out_folder(config.out or f"runs/study/{config.name}"), getattr(config, config.name)
+        found = STUDIES[config.name](settings, folder, Progress())
+        about = {"command": shlex.join(command), "revision": revision(), "settings": json.loads(json.dumps(asdict(settings)))}
+        write_json(folder / "results.json", about | found)
+        write_text(folder / "results.csv", to_csv(found["table"]))
+        show(config.name, found["table"])
+        print(f"the study is in {folder}: results.json, results.csv, figures and models")
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def show(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    table = Table(title=name)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(table)

@@ -17,15 +17,17 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from svf_rl.base.load import Base
-from svf_rl.rollout.layer import Layer, children, is_plain, norm
+from svf_rl.rollout.layer import Layer, New, children, is_plain, norm
 from svf_rl.rollout.modules import Modules
 
 FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "gpt2"}
 ROTATIONS = {"default", "linear", "llama3", "yarn"}  # a position's angle does not depend on what else is in the batch
 LINEARS = {"c_attn", "c_fc", "c_proj", "down_proj", "gate_proj", "gate_up_proj", "k_proj", "lm_head", "o_proj"}
 LINEARS |= {"q_proj", "qkv_proj", "up_proj", "v_proj"}
+STEP = 32  # empty slots that a block gets when it is moved
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
@@ -70,7 +72,11 @@ def make_forward(base: Base, rows: int, capacity: int) -> Forward:
 
 
 class Engine:
-    """Implements `Forward` for a base of FAMILIES, as it is adapted now. capacity: the longest sequence there will be."""
+    """Implements `Forward` for a base of FAMILIES, as it is adapted now. capacity: the longest sequence there will be.
+
+    end: the slot for the next token of every row.  alive: how many slots before it some row may see.
+    hidden: minus infinity in the slots that a row must not see, else zero; [rows, kv, slots], as the layers' memories.
+    """
 
     def __init__(self, base: Base, capacity: int) -> None:
         check_known(base)
@@ -83,27 +89,44 @@ class Engine:
         self.norm = norm(children(model, "norm ln_f")[0])
 
     def start(self, rows: int) -> "Engine":
+        how = {"dtype": self.base.model.dtype, "device": self.base.device}
         for layer in self.layers:
-            layer.start(rows, dtype=self.base.model.dtype, device=self.base.device)
+            layer.start(rows, **how)
+        self.end = self.alive = 0
+        self.hidden = torch.zeros(rows, self.layers[0].kv, 0, **how)
         return self
 
     def prefill(self, ids: Tensor, lengths: Tensor, slots: Tensor, copies: Tensor) -> Tensor:
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        return self._forward(ids, positions, lengths - 1, lambda layer, *qkv: layer.attend_prompts(*qkv, slots, copies))
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        self._make_room(len(columns))
+        self.alive = max(self.alive, len(columns))
+        taken = lengths[copies, None]
+        self.hidden[slots] = before(self.end - taken, self.hidden)
+        new = New(slots, copies, (columns + taken) % len(columns), self.end)  # padding goes to the front
+        return self._forward(ids, columns.expand_as(ids), lengths - 1, lambda layer, *qkv: layer.attend_prompts(*qkv, new))
 
     def decode(self, ids: Tensor, positions: Tensor) -> Tensor:
-        ages = (positions[:, None] - torch.arange(int(positions.max()) + 1, device=ids.device)).repeat_interleave(
-            self.layers[0].kv, 0
-        )
-        masks = {w: mask(ages[:, None], w, self.base.model.dtype) for w in {layer.window for layer in self.layers}}
+        self.alive = int(positions.max())
+        self._make_room(0)
+        self.end, self.alive = self.end + 1, self.alive + 1
+        seen = self.hidden[..., self.end - self.alive : self.end]
         zeros = torch.zeros_like(ids)
-        return self._forward(
-            ids[:, None], positions[:, None], zeros, lambda layer, *qkv: layer.attend_block(*qkv, positions, masks[layer.window])
-        )
+        return self._forward(ids[:, None], positions[:, None], zeros, lambda layer, *qkv: layer.attend_block(*qkv, seen, self.end))
 
     def keep(self, rows: Tensor) -> None:
+        self.hidden = self.hidden[rows]
         for layer in self.layers:
             layer.keep(rows)
+
+    def _make_room(self, time: int) -> None:
+        """Move everything unless there are so many slots before the end, and one after it."""
+        if time <= self.end < self.hidden.shape[-1]:
+            return
+        seen, self.end = slice(self.end - self.alive, self.end), max(self.alive, time)
+        front = self.end - self.alive
+        for layer in self.layers:
+            layer.move(seen, front, STEP)
+        self.hidden = F.pad(F.pad(self.hidden[..., seen], (front, 0), value=-torch.inf), (0, STEP))
 
     def _forward(self, ids: Tensor, positions: Tensor, last: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         rows, x = torch.arange(len(ids), device=ids.device), self.embed(ids)
@@ -171,7 +194,11 @@ def turns(model: Any, capacity: int) -> Complex[Tensor, "time half"]:
     return torch.complex(cos.contiguous(), sin.contiguous())
 
 
-def mask(ages: Int[Tensor, "rows_kv 1 time"], window: int | None, dtype: torch.dtype) -> Float[Tensor, "rows_kv 1 time"]:
-    """Zero where a key is seen, minus infinity where it is in the future, or before the window."""
-    hidden = ages < 0 if window is None else (ages < 0) | (ages >= window)
-    return torch.zeros(ages.shape, dtype=dtype, device=ages.device).masked_fill_(hidden, -torch.inf)
+def before(first: Int[Tensor, "new 1"], like: Float[Tensor, "rows kv slots"]) -> Float[Tensor, "new kv slots"]:
+    """Minus infinity in the slots before a row's first, else zero."""
+    early = torch.arange(like.shape[-1], device=like.device) < first
+    return (
+        torch.zeros(early.shape, dtype=like.dtype, device=like.device)
+        .masked_fill_(early, -torch.inf)[:, None]
+        .expand(-1, like.shape[1], -1)
+    )

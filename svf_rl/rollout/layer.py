@@ -1,15 +1,17 @@
 """One decoder layer, read out of the library's modules for sampling, with the keys and values it remembers.
 
-q, k and v are one product, gate and up another. Keys lie as [rows kv, width, time] and values as [rows kv, time, width]: both
-products of one token's attention then read memory in order. The two halves of a head that are rotated against each other are
-interleaved when the weights are read: the rotation is then one complex product, and q·k does not change.
+q, k and v are one product, gate and up another. The two halves of a head that are rotated against each other are interleaved when
+the weights are read: the rotation is then one complex product, and q·k does not change.
+
+Keys and values lie in one block [2, rows, kv, slots, width]. All rows end at the same slot, so the next token of every row goes to
+one slot, by one copy. A shorter row begins at a later slot; what lies before is masked.
 
 A linear layer that is adapted is asked for its weight by `dense()`; a module that has no such method, or answers None, is called.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -18,7 +20,15 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 PACKED = 1 << 21  # numbers in a matrix: smaller ones are copied side by side, larger ones are read where they are
-STEP = 16  # by how many positions a block grows
+
+
+class New(NamedTuple):
+    """Prompts that are to be remembered: row slots[i] takes prompt copies[i], its tokens in this order, up to the slot `end`."""
+
+    slots: Int[Tensor, " new"]
+    copies: Int[Tensor, " new"]
+    order: Int[Tensor, "new time"]
+    end: int
 
 
 class Layer:
@@ -48,30 +58,26 @@ class Layer:
 
     def start(self, rows: int, **how: Any) -> None:
         """Forget everything, and be ready for so many rows. how: dtype and device."""
-        self.keys = torch.zeros(rows * self.kv, self.width, 0, **how)
-        self.values = torch.zeros(rows * self.kv, 0, self.width, **how)
+        self.memory = torch.zeros(2, rows, self.kv, 0, self.width, **how)
 
-    def reserve(self, time: int) -> None:
-        missing = time - self.keys.shape[-1]
-        if missing > 0:
-            more = -(-missing // STEP) * STEP
-            self.keys, self.values = F.pad(self.keys, (0, more)), F.pad(self.values, (0, 0, 0, more))
+    def move(self, seen: slice, front: int, behind: int) -> None:
+        """Keep what lies in the slots `seen`, with so many empty ones in front of it and behind it."""
+        self.memory = F.pad(self.memory[:, :, :, seen], (0, 0, front, behind))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        self.keys = self.keys.unflatten(0, (-1, self.kv)).index_select(0, rows).flatten(0, 1)
-        self.values = self.values.unflatten(0, (-1, self.kv)).index_select(0, rows).flatten(0, 1)
+        self.memory = self.memory.index_select(1, rows)
 
-    def project(self, x: Float[Tensor, "n time width"], turns: Complex[Tensor, "n time 1 half"] | None) -> list[Tensor]:
-        """q, k and v of the normed input, each [n, time, heads, width of a head], q and k rotated."""
+    def project(
+        self, x: Float[Tensor, "n time width"], turns: Complex[Tensor, "n time 1 half"] | None
+    ) -> tuple[Float[Tensor, "n time heads head"], Float[Tensor, "n time 2 kv head"]]:
+        """Queries, and keys and values, of the normed input; queries and keys rotated."""
         y = self.qkv(self.before(x)).unflatten(-1, (-1, self.width))
-        q, k, v = y.split([self.heads, self.kv, self.kv], 2)
-        if self.qk_norms:
-            q, k = (n(part) for n, part in zip(self.qk_norms, (q, k), strict=True))
-        if turns is None:
-            return [q, k, v]
-        if self.qk_norms:
-            return [rotate(q, turns), rotate(k, turns), v]
-        return [*rotate(y[:, :, : self.heads + self.kv], turns).split([self.heads, self.kv], 2), v]
+        q, k, _ = y.split([self.heads, self.kv, self.kv], 2)
+        for norm, part in zip(self.qk_norms, (q, k), strict=False):
+            part.copy_(norm(part))
+        if turns is not None:
+            rotate(y[:, :, : self.heads + self.kv], turns)
+        return q, y[:, :, self.heads :].unflatten(2, (2, self.kv))
 
     def mlp(self, x: Float[Tensor, "n time width"]) -> Float[Tensor, "n time width"]:
         y = self.up(self.between(x))
@@ -81,34 +87,34 @@ class Layer:
         return self.down(self.act(gate).mul_(up))
 
     def attend_prompts(
-        self, q: Tensor, k: Tensor, v: Tensor, slots: Int[Tensor, " new"], copies: Int[Tensor, " new"]
+        self, q: Float[Tensor, "n time heads head"], kv: Float[Tensor, "n time 2 kv head"], new: New
     ) -> Float[Tensor, "n time all_heads"]:
-        """Every token sees those before it in its own prompt; row slots[i] remembers prompt copies[i]."""
-        time = k.shape[1]
-        self.reserve(time)
-        keys, values = self.keys.unflatten(0, (-1, self.kv)), self.values.unflatten(0, (-1, self.kv))
-        keys[..., :time].index_copy_(0, slots, k.permute(0, 2, 3, 1)[copies])
-        values[:, :, :time].index_copy_(0, slots, v.transpose(1, 2)[copies])
-        near = None
+        """Every token sees those before it in its own prompt, which is then remembered."""
+        time, near = q.shape[1], None
+        taken = kv[new.copies[:, None], new.order].permute(2, 0, 3, 1, 4)
+        self.memory[:, :, :, new.end - time : new.end].index_copy_(1, new.slots, taken)
         if self.window is not None and self.window < time:
             near = torch.ones(time, time, dtype=torch.bool, device=q.device).tril().triu(1 - self.window)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        q, k, v = (part.transpose(1, 2) for part in (q, *kv.unbind(2)))
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=near, is_causal=near is None, scale=self.scale, enable_gqa=self.kv < self.heads
         )
         return y.transpose(1, 2).flatten(2)
 
     def attend_block(
-        self, q: Tensor, k: Tensor, v: Tensor, positions: Int[Tensor, " rows"], mask: Float[Tensor, "rows_kv 1 time"]
+        self,
+        q: Float[Tensor, "rows 1 heads head"],
+        kv: Float[Tensor, "rows 1 2 kv head"],
+        mask: Float[Tensor, "rows kv seen"],
+        end: int,
     ) -> Float[Tensor, "rows 1 all_heads"]:
-        """The one token of every row sees what its row remembers, itself included, where the mask is zero."""
-        rows, time = torch.arange(len(q), device=q.device), mask.shape[-1]
-        self.reserve(time)
-        self.keys.unflatten(0, (-1, self.kv))[rows, :, :, positions] = k[:, 0]
-        self.values.unflatten(0, (-1, self.kv))[rows, :, positions] = v[:, 0]
-        q = q.reshape(len(rows) * self.kv, -1, self.width)
-        scores = torch.baddbmm(mask, q, self.keys[:, :, :time], alpha=self.scale)
-        return torch.bmm(torch.softmax(scores, -1), self.values[:, :time]).view(len(rows), 1, -1)
+        """The one token of every row goes to the last slot before `end`, and sees the slots up to there where the mask is zero."""
+        mask = mask if self.window is None else mask[..., -self.window :]
+        self.memory[:, :, :, end - 1] = kv[:, 0].transpose(0, 1)
+        keys, values = self.memory[:, :, :, end - mask.shape[-1] : end].flatten(1, 2)
+        q = q.reshape(len(keys), -1, self.width)
+        scores = torch.baddbmm(mask.flatten(0, 1)[:, None], q, keys.mT, alpha=self.scale)
+        return torch.bmm(torch.softmax(scores, -1), values).view(len(mask), 1, -1)
 
 
 class Product:
@@ -178,12 +184,13 @@ def interleaved(width: int, rotated: int) -> Int[Tensor, " width"]:
     return torch.cat([torch.arange(rotated).view(2, -1).T.flatten(), torch.arange(rotated, width)])
 
 
-def rotate(x: Float[Tensor, "n time heads width"], turns: Complex[Tensor, "n time 1 half"]) -> Float[Tensor, "n time heads width"]:
+def rotate(x: Float[Tensor, "n time heads width"], turns: Complex[Tensor, "n time 1 half"]) -> None:
     """Rotate in place the first numbers of every head, as pairs."""
     part = x[..., : 2 * turns.shape[-1]]
-    pairs = torch.view_as_complex(part.to(turns.real.dtype).unflatten(-1, (-1, 2)))
-    part.copy_(torch.view_as_real(pairs * turns).flatten(-2))
-    return x
+    precise = part.to(turns.real.dtype)
+    torch.view_as_complex(precise.unflatten(-1, (-1, 2))).mul_(turns)
+    if precise is not part:
+        part.copy_(precise)
 
 
 def children(module: nn.Module, names: str) -> list[Any]:

@@ -32,7 +32,7 @@ def states(forward: Any, prompts: torch.Tensor, new: torch.Tensor) -> list[torch
 
 
 def test_every_family_runs_on_the_engine(base: Base) -> None:
-    """And computes what the library's forward computes, over several growths of the block and past Mistral's window."""
+    """And computes what the library's forward computes, over several moves of the block and past Mistral's window."""
     generator = torch.Generator().manual_seed(0)
     prompts, new = (torch.randint(0, 256, (2, n), generator=generator) for n in (13, 40))
     forward = make_forward(base, 2, 53)

@@ -34,7 +34,7 @@ from svf_rl.base.load import Base
 from svf_rl.errors import Diverged, FaultyRun, UserError
 from svf_rl.learn import reinforce
 from svf_rl.learn.checkpoint import Progress, save_checkpoint
-from svf_rl.learn.scores import TokenScores, micro_batches, own_hidden, token_scores
+from svf_rl.learn.scores import TokenScores, may_share, micro_batches, own_hidden, token_scores
 from svf_rl.learn.tracking import Tracker
 from svf_rl.rollout.episodes import Split, gold_answers, graded, play, split_size
 from svf_rl.rollout.sampler import Sampling, draw_seed
@@ -75,7 +75,7 @@ class AlgoConfig:
     clip: float = 1.0
     train_rows: int = 2048
     rows: int = 128
-    micro_batch_tokens: int = 16384
+    micro_batch_tokens: int = 2048
     eval_every: int = 10
     patience: int = 2
     max_bad_steps: int = 5
@@ -189,9 +189,10 @@ def gradient(run: Run, kept: list[Episode], advantage: Tensor, episodes: int) ->
     """Accumulate the gradient of the loss over micro-batches; `episodes` counts all that were sampled."""
     a = run.algo
     sums, mismatch, tokens = dict.fromkeys(("loss", "entropy", "kl"), 0.0), 0.0, 0
-    for batch in micro_batches(kept, a.micro_batch_tokens):
+    share = may_share(run.base)
+    for batch in micro_batches(kept, a.micro_batch_tokens, share):
         chosen = [kept[i] for i in batch]
-        scores, kl = score(run, chosen)
+        scores, kl = score(run, chosen, share)
         repeats = torch.tensor([sum(e.own) for e in chosen])
         per_token = advantage[batch].repeat_interleave(repeats).to(scores.logp.device)
         loss = reinforce.loss(scores.logp, per_token, kl, a.kl, episodes)
@@ -207,15 +208,15 @@ def gradient(run: Run, kept: list[Episode], advantage: Tensor, episodes: int) ->
     return {"loss": sums["loss"], **means} | ({"mismatch": mismatch} if a.answers is Answers.sampled else {})
 
 
-def score(run: Run, episodes: list[Episode]) -> tuple[TokenScores, Tensor]:
+def score(run: Run, episodes: list[Episode], share: bool) -> tuple[TokenScores, Tensor]:
     """Scores of the episodes' own tokens under the policy, and their KL to the base (zeros when it has no weight)."""
     a, base = run.algo, run.base
     vocabulary = base.model.config.get_text_config().vocab_size
-    hidden, tokens = own_hidden(base, episodes)
+    hidden, tokens = own_hidden(base, episodes, share)
     reference = None
     if a.kl:
         with torch.no_grad(), run.adapter.disabled():
-            reference, _ = own_hidden(base, episodes)
+            reference, _ = own_hidden(base, episodes, share)
     exact = reference if a.kl_kind is KLKind.exact else None
     temperature = a.temperature or 1.0
     scores = token_scores(hidden, tokens, base.logits, temperature, exact, vocabulary)

@@ -103,9 +103,12 @@ class Modules:
 
 
 def attention_masks(
-    base: Base, positions: Int[Tensor, "rows q"], keys: Int[Tensor, " k"], visible: Bool[Tensor, "rows q k"]
+    base: Base, positions: Int[Tensor, "rows q"], keys: Int[Tensor, "*any k"], visible: Bool[Tensor, "rows q k"]
 ) -> Tensor | dict[str, Tensor]:
-    """What this base wants as a ready-made mask: one for all layers, or one per kind of layer where some see only a window."""
+    """What this base wants as a ready-made mask: one for all layers, or one per kind of layer where some see only a window.
+
+    positions, keys: the positions of the tokens that see, and of those that are seen.
+    """
     config = base.model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -114,7 +117,7 @@ def attention_masks(
     full = _mask(base, visible)
     if window is None or (kinds and "sliding_attention" not in kinds):
         return full
-    near = _mask(base, visible & (positions[:, :, None] - keys < window))
+    near = _mask(base, visible & (positions[:, :, None] - keys.unsqueeze(-2) < window))
     return {"full_attention": full, "sliding_attention": near} if kinds else near
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from svf_rl.base.load import Base
 from svf_rl.learn import scores
-from svf_rl.learn.scores import micro_batches, own_hidden, token_scores
+from svf_rl.learn.scores import ROW, indices_by_row, may_share, micro_batches, own_hidden, row_length, token_scores
 from svf_rl.rollout.episodes import play
 from svf_rl.rollout.sampler import Sampling
 from svf_rl.svf.adapter import SVFAdapter
@@ -133,6 +133,68 @@ def test_the_gradient_of_z_does_not_depend_on_the_micro_batches(base: Base, budg
             torch.testing.assert_close(found[name], gradient, atol=2e-4, rtol=2e-4)
 
 
+def groups(
+    shapes: Sequence[tuple[int, Sequence[int]]] = ((9, (2, 7, 1, 20)), (1, (3, 3)), (13, (5,)), (4, (1, 30, 2))),
+) -> list[Episode]:
+    """Episodes of several prompts, one after another; in each longer answer the environment says two tokens."""
+    made = []
+    for seed, (prompt, answers) in enumerate(shapes):
+        for k, answer in enumerate(answers):
+            (same,), (other,) = random_episodes([(prompt, 1)], seed), random_episodes([(1, answer)], 100 + 10 * seed + k)
+            own = [False] * prompt + [not 2 <= i < 4 for i in range(answer)]
+            made.append(dataclasses.replace(other, ids=same.ids[:prompt] + other.ids[1:], own=own))
+    return made
+
+
+@pytest.mark.parametrize("budget", [1, 60, 10_000])
+def test_episodes_that_share_a_prompt_score_as_each_alone(base: Base, budget: int) -> None:
+    """Log-probabilities and the gradient of z, on every architecture and past Mistral's window."""
+    episodes = groups()
+    weight = torch.randn(len(episodes), generator=torch.Generator().manual_seed(5))
+    with adapted(base) as adapter:
+        logps = [naive(base, e).gather(1, own_tokens(e)[:, None])[:, 0] for e in episodes]
+        expected = gradients(adapter, torch.stack([w * logp.sum() for w, logp in zip(weight, logps, strict=True)]).sum())
+        assert may_share(base)
+        found = {name: torch.zeros_like(z) for name, z in adapter.raw.items()}
+        for batch in micro_batches(episodes, budget, share=True):
+            chosen = [episodes[i] for i in batch]
+            hidden, tokens = own_hidden(base, chosen, share=True)
+            logp = token_scores(hidden, tokens, base.logits, 1.0, None, VOCABULARY).logp
+            torch.testing.assert_close(logp, torch.cat([logps[i] for i in batch]), atol=1e-4, rtol=0)
+            per_token = weight[batch].repeat_interleave(torch.tensor([sum(e.own) for e in chosen]))
+            for name, g in gradients(adapter, (per_token * logp).sum()).items():
+                found[name] += g
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, atol=2e-4, rtol=2e-4)
+
+
+def test_a_shared_prompt_is_run_once(tiny_base: Base) -> None:
+    seen: list[Tensor] = []
+    hook = tiny_base.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    own_hidden(tiny_base, random_episodes([(20, 3)] * 1) * 4, share=True)
+    hook.remove()
+    assert [tuple(ids.shape) for ids in seen] == [(1, 20 + 4 * 2)]  # of an answer of three tokens the last predicts nothing
+
+
+def test_rows_are_bounded() -> None:
+    """A row grows to ROW tokens, or to twice its prompt; only neighbours of one prompt share."""
+    short, long = random_episodes([(10, 90)]) * 12, random_episodes([(1000, 400)]) * 6
+    assert [len(row) for row in indices_by_row(short, True)] == [5, 5, 2]
+    assert row_length(short[:5]) <= ROW < row_length(short[:6])
+    assert [len(row) for row in indices_by_row(long, True)] == [2, 2, 2]
+    assert indices_by_row(short[:2] + long[:1] + short[:1], True) == [[0, 1], [2], [3]]
+    assert indices_by_row(short[:2], False) == [[0], [1]]
+
+
+def test_a_base_that_somebody_changed_shares_nothing(tiny_base: Base) -> None:
+    handle = tiny_base.model.model.layers[0].self_attn.register_forward_hook(lambda module, args, out: out)
+    assert not may_share(tiny_base)
+    handle.remove()
+    assert may_share(tiny_base)
+
+
 @pytest.mark.parametrize("budget", [1, 10, 26, 50, 10_000])
 def test_micro_batches_hold_each_episode_once_and_keep_the_budget(budget: int) -> None:
     episodes = random_episodes([(3, n % 11 + 1) for n in range(40)])
@@ -142,6 +204,16 @@ def test_micro_batches_hold_each_episode_once_and_keep_the_budget(budget: int) -
         padded = len(batch) * max(len(episodes[i].ids) for i in batch)
         assert padded <= budget or len(batch) == 1  # an episode longer than the budget goes alone
     assert micro_batches([], budget) == []
+
+
+def test_micro_batches_of_shared_rows_keep_the_budget() -> None:
+    episodes = [e for prompt in range(1, 20) for e in random_episodes([(prompt, 7)], seed=prompt) * 5]
+    batches = micro_batches(episodes, 200, share=True)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(episodes)))
+    for batch in batches:
+        chosen = [episodes[i] for i in batch]
+        lengths = [row_length([chosen[i] for i in row]) for row in indices_by_row(chosen, True)]
+        assert len(lengths) * max(lengths) <= 200
 
 
 class Largest(TorchDispatchMode):

@@ -1,28 +1,26 @@
 """From the start of a process to its first rollout on the embedded base, and factorising that base beside `torch.svd`.
 
-    python bench/startup.py
-
 The first is a new process that imports the package, loads the base, reads its factors from the cache, installs the adapter and
 writes 128 answers; its bound is six seconds. The second takes turns in one process, without the cache; `torch.svd` is called matrix
-by matrix in float32, as the released code calls it.
+by matrix in float32, as the released code calls it. The memory is what factorising holds at most beyond the factors themselves, and
+its bound the largest matrix.
 """
 
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from bench._measure import MIB, Row, peak, row, seconds, side_by_side
 from svf_rl.base.load import Base, BaseConfig, load_base
 from svf_rl.svf.factorize import factorize, find_targets, matrix
+from svf_rl.types import Factors
 
-BOUND, REPEATS = 6.0, 5
+BOUND, STARTS, ROUNDS, TARGETS = 6.0, 3, 5, "attention+mlp"
 FIRST_ROLLOUT = """
 from svf_rl.base.load import BaseConfig, load_base
 from svf_rl.progress import Progress
@@ -36,50 +34,29 @@ play(base, make_env(EnvConfig()), "train", range(128), Sampling(64), range(128))
 """
 
 
-def run() -> list[dict[str, Any]]:
-    """The first row's other side is the bound; ratios above 1 are better."""
+def run() -> Iterator[Row]:
+    start()  # which fills the cache of factors
+    first = statistics.median([seconds(start) for _ in range(STARTS)])
+    yield row("process start to first rollout, and its bound", first, BOUND, "s", "≤ 1")
     base = load_base(BaseConfig())
-    first = statistics.median([start() for _ in range(REPEATS)])
-    taken = [(seconds(ours, base), seconds(theirs, base)) for _ in range(REPEATS + 1)][1:]
-    mine, other = (statistics.median(side) for side in zip(*taken, strict=True))
-    return [
-        {
-            "name": "process start to first rollout, and its bound",
-            "ours": first,
-            "theirs": BOUND,
-            "unit": "s",
-            "ratio": BOUND / first,
-        },
-        {"name": "factorising the base, beside torch.svd", "ours": mine, "theirs": other, "unit": "s", "ratio": other / mine},
-    ]
+    times = side_by_side(lambda: factors_of(base), lambda: released(base), ROUNDS, "factorising")
+    yield row("factorising the base, beside torch.svd", *times, "s", "≤ 1")
+    found: list[dict[str, Factors]] = []
+    most = peak(lambda: found.append(factors_of(base)))
+    kept = sum(t.nbytes for f in found[0].values() for t in f) / MIB
+    largest = max(matrix(m).numel() * 4 for m in find_targets(base.model, TARGETS).values()) / MIB
+    yield row("its memory beyond the factors, beside the largest matrix", most - kept, largest, "MiB", "≤ 1.3")
 
 
-def row(name: str, ours: float, theirs: float) -> dict[str, Any]:
-    return {"name": name, "ours": ours, "theirs": theirs, "unit": "s", "ratio": theirs / ours}
-
-
-def start() -> float:
-    begun = time.perf_counter()
+def start() -> None:
     subprocess.run([sys.executable, "-c", FIRST_ROLLOUT], cwd=Path(__file__).resolve().parent.parent, check=True)
-    return time.perf_counter() - begun
 
 
-def seconds(work: Any, base: Base) -> float:
-    begun = time.perf_counter()
-    work(base)
-    return time.perf_counter() - begun
-
-
-def ours(base: Base) -> None:
+def factors_of(base: Base) -> dict[str, Factors]:
     with tempfile.TemporaryDirectory() as empty:
-        factorize(base, "attention+mlp", cache=Path(empty))
+        return factorize(base, TARGETS, cache=Path(empty))
 
 
-def theirs(base: Base) -> None:
-    for module in find_targets(base.model, "attention+mlp").values():
+def released(base: Base) -> None:
+    for module in find_targets(base.model, TARGETS).values():
         torch.svd(matrix(module).float())
-
-
-if __name__ == "__main__":
-    for line in run():
-        print(f"{line['name']:58} {line['ours']:8.2f} {line['theirs']:8.2f} {line['unit']}   {line['ratio']:.2f} x")

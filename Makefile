@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv/.peers
 
 .PHONY: setup train test test-all bench format check-format clean help
 .DEFAULT_GOAL := help
@@ -29,7 +30,9 @@ test: $(READY) check-format ## format, lint, types, imports and the tests (under
 test-all: test ## the slow tests too
 	$(BIN)/pytest -m slow
 
-bench: $(READY) ## side-by-side measurements against other tools
+bench: $(READY) ## side-by-side measurements against other tools (20 minutes): a table, and bench/results.json
+	@test -e $(PEERS) || { $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]' \
+	  && touch $(PEERS); } || echo "not all peers could be installed; their rows will be left out"
 	$(BIN)/python -m bench
 
 format: $(READY) ## rewrite the code in the project's style

@@ -25,13 +25,15 @@ from bench._measure import MIB, Row, alive, installed, peak, peer, row, side_by_
 from svf_rl.adapter import Adapter
 from svf_rl.adapters import ADAPTERS, make_adapter
 from svf_rl.base.load import Base, BaseConfig, load_base
-from svf_rl.learn.scores import micro_batches, own_hidden, token_scores
+from svf_rl.learn.scores import may_share, micro_batches, own_hidden, token_scores
+from svf_rl.learn.trainer import AlgoConfig
 from svf_rl.rollout.episodes import EnvConfig, make_env, play
 from svf_rl.rollout.sampler import Sampling
 from svf_rl.svf.factorize import factorize, matrix
 from svf_rl.types import Episode, Factors
 
-ROUNDS, GROUP, QUESTIONS, BUDGET = 5, 8, 16, 16384
+ROUNDS, GROUP, QUESTIONS = 5, 8, 16
+BUDGET = AlgoConfig().micro_batch_tokens
 Step = Callable[[], Tensor]
 
 
@@ -80,10 +82,11 @@ def ours_side(base: Base, name: str, episodes: list[Episode]) -> tuple[Step, flo
 
 
 def gradient(base: Base, adapter: Adapter, episodes: list[Episode]) -> Tensor:
-    """Gradients of -log p of every own token, in micro-batches; the loss."""
+    """Gradients of -log p of every own token, in micro-batches as `svf_rl.learn.trainer` makes them; the loss."""
     total = torch.zeros((), device=base.device)
-    for batch in micro_batches(episodes, BUDGET):
-        hidden, tokens = own_hidden(base, [episodes[i] for i in batch])
+    share = may_share(base)
+    for batch in micro_batches(episodes, BUDGET, share):
+        hidden, tokens = own_hidden(base, [episodes[i] for i in batch], share)
         loss = -token_scores(hidden, tokens, base.logits, vocabulary=base.model.config.vocab_size, temperature=1.0).logp.sum()
         loss.backward()
         total += loss.detach()

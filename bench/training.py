@@ -39,7 +39,7 @@ from svf_rl.rollout.sampler import Sampling
 
 PROMPTS, GROUP, STEPS, KL = 16, 8, 5, 0.01
 GAIN, QUESTIONS, LIMIT, SEEDS = 0.15, 300, 40, 3
-RATES = {"ours": 0.01, "rloo": 0.003}
+RATES = {"ours": 0.1, "rloo": 0.003}
 SWEEP = {"ours": (0.003, 0.01, 0.03, 0.1), "rloo": (0.0003, 0.001, 0.003, 0.01)}
 IDLE = 1e-7
 

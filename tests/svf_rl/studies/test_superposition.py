@@ -1,11 +1,17 @@
 """Skip trigrams, the toy's heads, and the analysis of which head says what."""
 
-from typing import Any
+import itertools
+from pathlib import Path
 
+import pytest
 import torch
 
-from svf_rl.studies import superposition as toy
-from svf_rl.studies import trigrams
+from svf_rl.files import read_tensors
+from svf_rl.progress import Progress
+from svf_rl.studies import superposition, trigrams
+from svf_rl.studies.heads import Heads, contribution, places
+from svf_rl.studies.solo import Examples, solo_heads
+from svf_rl.studies.superposition import SuperpositionConfig
 
 
 def drawn(rows: int = 2000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,31 +43,70 @@ def test_the_data_are_valid_and_faults_are_found() -> None:
     assert "a B is followed by another token than its C" in trigrams.problems(broken, forced, 3, 100)
 
 
-def test_open_gates_are_plain_heads() -> None:
-    ids, _ = drawn(8)
-    plain, gated = toy.Heads(3, 2, False, 0), toy.Heads(3, 2, True, 0)
-    assert gated.gates is not None
-    with torch.no_grad():
-        gated.gates.fill_(1.0)
-    assert torch.equal(plain(ids), gated(ids))
-    torch.testing.assert_close(plain.per_head(ids).sum(1), plain(ids))
+def naive(model: Heads, ids: torch.Tensor) -> torch.Tensor:
+    """Pair by pair and head by head, as the formula reads: [rows, time, heads, V]."""
+    out = torch.zeros(*ids.shape, *model.out.shape[1:]).double()
+    query, key, value = (model.maps + model.biases[..., None])[0]
+    for row, i, h in itertools.product(range(len(ids)), range(ids.shape[1]), range(model.out.shape[1])):
+        before = ids[row, : i + 1]
+        weights = (query[h, ids[row, i]] * key[h, before]).softmax(0)
+        if model.gates is not None:
+            weights = weights * (model.gates[0, 0, h, ids[row, i]] * model.gates[0, 1, h, before]).clamp(0, 1)
+        out[row, i, h] = (weights * value[h, before]).sum() * model.out[0, h]
+    return out
 
 
-def test_no_head_reads_the_future() -> None:
-    ids, _ = drawn(8)
-    changed = torch.cat([ids[:, :-1], (ids[:, -1:] + 1) % 8], 1)
-    model = toy.Heads(3, 4, True, 1)
-    assert torch.equal(model(ids)[:, :-1], model(changed)[:, :-1])
+@pytest.mark.parametrize("gated", [False, True])
+def test_tables_are_attention_pair_by_pair(gated: bool) -> None:
+    ids, model = drawn(4)[0], Heads(1, 2, 8, gated, 3)
+    torch.testing.assert_close(model.per_head(places(ids, 8))[0].unflatten(0, ids.shape), naive(model, ids))
+    torch.testing.assert_close(model(places(ids, 8))[0].unflatten(0, ids.shape), naive(model, ids).sum(2))
 
 
-def test_a_head_that_says_a_trigram_alone_is_found() -> None:
-    """Head 0 says C1 at B1 by hand and head 1 says nothing: trigram 1 has a head of its own, the others none."""
+def test_a_model_by_itself_says_the_same() -> None:
+    at, model = places(drawn(4)[0], 8), Heads(3, 2, 8, True, 3)
+    assert torch.equal(model.only(1)(at)[0], model(at)[1])
+
+
+def by_hand(shared: bool) -> tuple[Examples, torch.Tensor]:
+    """Head b - 1 says C_b at B_b; where trigram 3 is shared, heads 0 and 1 each say half of it, and more of something else."""
     ids, forced = drawn(500)
+    found = Examples(places(ids, 8), forced.flatten(), 3)
+    said = torch.zeros(ids.numel(), 3, 8).double()
+    for b in (1, 2, 3):
+        said[found.at.tokens == b, b - 1, 3 + b] = 1.0
+    if shared:
+        said[found.at.tokens == 3] = torch.tensor([[0.0] * 4 + [3, 0, 2, 0], [0.0] * 4 + [0, 3, 2, 0], [0.0] * 8]).double()
+    return found, said
 
-    class ByHand(toy.Heads):
-        def per_head(self, ids: Any) -> Any:
-            said = torch.zeros(len(ids), 2, ids.shape[1], 8)
-            said[:, 0, :, 4] = (ids == 1).float()
-            return said
 
-    assert toy.solo_heads(ByHand(3, 2, False, 0), ids, forced, 3) == {1: [0], 2: [], 3: []}
+def test_heads_that_speak_alone_and_trigrams_that_none_does() -> None:
+    found, said = by_hand(shared=False)
+    assert solo_heads(said, found) == {1: [0], 2: [1], 3: [2]}
+    found, said = by_hand(shared=True)
+    assert said[found.forced].sum(1).argmax(-1).eq(found.at.tokens[found.forced] + 3).all()  # together they are right
+    assert solo_heads(said, found) == {1: [0], 2: [1], 3: []}
+
+
+def test_one_head_costs_less_than_two_that_share() -> None:
+    """The penalty of a pair said by one head of strength 2, and by two of strength 1: 2 against 2 ** (1 / 0.6)."""
+    at = places(torch.tensor([[7]]), 8)
+    costs = []
+    for strengths in ([2.0, 0.0], [1.0, 1.0]):
+        model = Heads(1, 2, 8, False, 0)
+        with torch.no_grad():
+            model.maps[0, 2] = 1.0
+            model.out.zero_()[0, :, 0] = torch.tensor(strengths).double()
+        costs.append(float(contribution(model, at).detach()))
+    assert costs == pytest.approx([2.0, 2 ** (1 / 0.6)], rel=1e-3)
+
+
+def test_a_short_study_leaves_models_and_figures_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SuperpositionConfig(heads="[2]", seeds=1, base_steps=2, steps=2, restarts=2, rows=8, copies=2)
+    (row,) = superposition.run(config, tmp_path, Progress(quiet=True))["table"]
+    name = "2heads-3trigrams-seed0"
+    tensors, _ = read_tensors(tmp_path / f"{name}-gated.safetensors")
+    assert tensors["out"].shape == (1, 4, 8)
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"{name}.png", "seeds.png"}
+    monkeypatch.setattr(superposition, "train_base", None)  # a second run that trained anything would fail
+    assert superposition.run(config, tmp_path, Progress(quiet=True))["table"] == [row]

@@ -24,14 +24,15 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from svf_rl.adapter import Adapter
 from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.attention.shiftable import labelled, prior
 from svf_rl.base.load import Base
-from svf_rl.errors import Diverged, UserError
+from svf_rl.errors import UserError
 from svf_rl.learn.checkpoint import Progress, save_checkpoint
+from svf_rl.learn.optim import descend
 from svf_rl.learn.scores import token_scores
 from svf_rl.learn.tracking import Tracker
 
@@ -112,18 +113,9 @@ def train(run: LanguageRun) -> None:
 
 def update(run: LanguageRun, step: int) -> dict[str, float]:
     """One optimiser step; one that is not finite is skipped. Returns figures to log."""
-    trained = [p for p in run.adapter.parameters().values() if p.requires_grad]
     loss = sum(backward(run, ids, branch, step) for branch, ids in batches(run, step))
-    norm = nn.utils.clip_grad_norm_(trained, run.config.clip)
-    finite = math.isfinite(norm) and math.isfinite(loss)
-    if finite:
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(run.config, step)
-        run.optimizer.step()
-        run.adapter.constrain()
-    run.optimizer.zero_grad()
-    count_bad_steps(run, finite)
-    return {"loss": loss, "gradient_norm": float(norm)}
+    norm = descend(run.adapter, run.optimizer, run.config, run.progress, step, math.isfinite(loss))
+    return {"loss": loss, "gradient_norm": norm}
 
 
 def batches(run: LanguageRun, step: int) -> Iterator[tuple[int, Int[Tensor, "rows time"]]]:
@@ -191,23 +183,6 @@ def keep_if_best(run: LanguageRun) -> float:
     if 1 / perplexity > p.best:
         p.best, p.best_step, run.best = 1 / perplexity, p.step, run.adapter.state()
     return perplexity
-
-
-def learning_rate(config: LanguageConfig, step: int) -> float:
-    """Linear warm-up, then cosine to a tenth."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def count_bad_steps(run: LanguageRun, finite: bool) -> None:
-    """Diverged when too many steps in a row were not finite."""
-    p = run.progress
-    p.bad_steps = 0 if finite else p.bad_steps + 1
-    p.skipped_steps += not finite
-    if p.bad_steps >= run.config.max_bad_steps:
-        raise Diverged(f"the loss or gradient was not finite in {p.bad_steps} steps in a row; lower lm.learning_rate")
 
 
 @torch.no_grad()

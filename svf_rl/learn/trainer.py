@@ -27,13 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from svf_rl.adapter import Adapter
 from svf_rl.base.load import Base
-from svf_rl.errors import Diverged, FaultyRun, UserError
+from svf_rl.errors import FaultyRun, UserError
 from svf_rl.learn import reinforce
 from svf_rl.learn.checkpoint import Progress, save_checkpoint
+from svf_rl.learn.optim import descend
 from svf_rl.learn.scores import TokenScores, may_share, micro_batches, own_hidden, token_scores
 from svf_rl.learn.tracking import Tracker
 from svf_rl.rollout.episodes import Split, gold_answers, graded, play, split_size
@@ -173,16 +174,9 @@ def update(run: Run, groups: list[Group], step: int) -> dict[str, float]:
     signal = reinforce.has_signal(advantage)
     kept = [e for g, keep in zip(groups, signal.tolist(), strict=True) if keep for e in g]
     figures = gradient(run, kept, advantage[signal].flatten(), episodes=advantage.numel())
-    norm = nn.utils.clip_grad_norm_(list(run.adapter.parameters().values()), a.clip)
-    finite = math.isfinite(norm) and math.isfinite(figures["loss"]) and bool(advantage.isfinite().all())
-    if finite and kept:
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(a, step)
-        run.optimizer.step()
-        run.adapter.constrain()
-    run.optimizer.zero_grad()
-    count_bad_steps(run, finite)
-    return figures | {"gradient_norm": float(norm), "groups_with_signal": sum(signal.tolist()) / max(1, len(groups))}
+    sound = math.isfinite(figures["loss"]) and bool(advantage.isfinite().all())
+    norm = descend(run.adapter, run.optimizer, a, run.progress, step, sound)
+    return figures | {"gradient_norm": norm, "groups_with_signal": sum(signal.tolist()) / max(1, len(groups))}
 
 
 def gradient(run: Run, kept: list[Episode], advantage: Tensor, episodes: int) -> dict[str, float]:
@@ -225,23 +219,6 @@ def score(run: Run, episodes: list[Episode], share: bool) -> tuple[TokenScores, 
     with torch.no_grad():
         base_logp = token_scores(reference, tokens, base.logits, temperature, None, vocabulary).logp
     return scores, reinforce.sampled_kl(scores.logp, base_logp)
-
-
-def learning_rate(algo: AlgoConfig, step: int) -> float:
-    """Linear warm-up, then cosine to a tenth."""
-    if step < algo.warmup:
-        return algo.learning_rate * (step + 1) / algo.warmup
-    progress = (step - algo.warmup) / max(1, algo.steps - algo.warmup)
-    return algo.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def count_bad_steps(run: Run, finite: bool) -> None:
-    """Diverged when too many steps in a row were not finite."""
-    p = run.progress
-    p.bad_steps = 0 if finite else p.bad_steps + 1
-    p.skipped_steps += not finite
-    if p.bad_steps >= run.algo.max_bad_steps:
-        raise Diverged(f"the loss or gradient was not finite in {p.bad_steps} steps in a row; lower algo.learning_rate")
 
 
 def validate(run: Run) -> float:

@@ -45,14 +45,6 @@ def test_rows_of_a_step_go_round_the_corpus() -> None:
     assert torch.equal(language.draw(corpus, 2, 5, 3), language.draw(corpus, 2, 5, 3))
 
 
-def test_the_schedule() -> None:
-    config = language.LanguageConfig(steps=20, warmup=4, learning_rate=1.0)
-    rates = [language.learning_rate(config, step) for step in range(21)]
-    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert rates[12] == pytest.approx(0.55)
-    assert rates[20] == pytest.approx(0.1)
-
-
 @pytest.mark.parametrize("bad", [{"share": 1.0}, {"rows": 0}, {"length": 1}, {"clip": 0.0}, {"patience": -1}])
 def test_impossible_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(UserError):

@@ -342,7 +342,7 @@ def test_too_many_steps_that_are_not_finite(svf_rl: Callable[..., Any], letter: 
     monkeypatch.setattr(trainer.reinforce, "loss", lambda logp, *rest: logp.sum() * math.nan)
     done = svf_rl("train", *letter, "run_dir=run", "algo.max_bad_steps=1", "algo.prompts=16")
     assert done.code == 1
-    assert "not finite in 1 steps in a row; lower algo.learning_rate" in done.err.splitlines()[-1]
+    assert "not finite in 1 steps in a row; lower the learning rate" in done.err.splitlines()[-1]
 
 
 def test_an_environment_that_fails(svf_rl: Callable[..., Any], letter: list[str]) -> None:

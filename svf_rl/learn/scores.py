@@ -7,23 +7,26 @@ mask lets each see the prompt and itself, and each has the positions that follow
     token       prompt      a1  a2    b1   b2
     position    0 ... p-1   p  p+1   p    p+1
 
-The final hidden states of the columns that predict an own token are gathered, and the vocabulary scores are made a chunk at a time.
-Where there is more than one chunk, each is recomputed in the backward pass (torch.utils.checkpoint), so at most CHUNK_ELEMENTS
-scores exist at once. The head is frozen: only the hidden states get a gradient.
+The final hidden states of the columns that predict an own token are gathered, and the vocabulary scores are made a chunk at a time,
+small enough for the processor's cache. The head is frozen, so of a token's scores all that the backward pass needs is the slope
+
+    d log p_t / dh = head'(h)ᵀ (onehot_t - p) / temperature
+
+[width], and that of the exact KL where it is asked for: they are computed with the scores and kept instead of them.
 
 Source: the shared prompt, verl's prefix grouper.
-Differs from the source (a chunk loop under plain autograd, as in several trainers): that keeps every chunk's scores for the
-backward pass and saves nothing.
+Differs from a chunk loop under plain autograd, as in several trainers: that keeps every chunk's scores for the backward pass and
+saves nothing; or, with checkpoints, makes them twice.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
 
 from svf_rl.base.load import Base
 from svf_rl.learn.reinforce import exact_kl
@@ -31,7 +34,7 @@ from svf_rl.rollout.engine import Unknown, check_known
 from svf_rl.rollout.modules import attention_masks
 from svf_rl.types import Episode
 
-CHUNK_ELEMENTS = 1 << 24
+CHUNK_ELEMENTS, CHUNK_ROWS = 1 << 24, 256  # at most so many scores and tokens at a time
 ROW = 512  # tokens: up to there, or twice the prompt, one more episode in a row costs less attention than its prompt would cost
 
 
@@ -154,25 +157,56 @@ def token_scores(
     vocabulary: int = 1,
 ) -> TokenScores:
     """Scores of `tokens` given `hidden`; with `reference` hidden states of the base, the exact KL too."""
+    size = max(1, min(CHUNK_ROWS, CHUNK_ELEMENTS // vocabulary))
+    return TokenScores(*_Scores.apply(hidden, tokens, head, temperature, reference, size))
 
-    def chunk(h: Tensor, t: Tensor, r: Tensor | None) -> TokenScores:
-        logp = torch.log_softmax(head(h) / temperature, -1)
-        fixed = logp.detach()
-        entropy = -(fixed.exp() * fixed.clamp(min=-100)).sum(-1)  # 0 log 0 = 0
-        kl = torch.zeros_like(entropy) if r is None else exact_kl(logp, torch.log_softmax(head(r) / temperature, -1))
-        return TokenScores(logp.gather(1, t[:, None])[:, 0], entropy, kl)
 
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    if len(tokens) <= size:
-        return chunk(hidden, tokens, reference)
-    pieces = [
-        checkpoint(
-            chunk,
-            hidden[i : i + size],
-            tokens[i : i + size],
-            None if reference is None else reference[i : i + size],
-            use_reentrant=False,
-        )
-        for i in range(0, len(tokens), size)
-    ]
-    return TokenScores(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+class _Scores(torch.autograd.Function):
+    """What a state changes in each score of its token is computed with the scores, which are then thrown away."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        tokens: Tensor,
+        head: Callable[[Tensor], Tensor],
+        temperature: float,
+        reference: Tensor | None,
+        size: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pieces = [slice(i, i + size) for i in range(0, max(1, len(tokens)), size)]
+        parts = ((hidden[i], tokens[i], None if reference is None else reference[i]) for i in pieces)
+        found = [_chunk(*part, head, temperature, ctx.needs_input_grad[0]) for part in parts]
+        logp, entropy, kl, *slopes = (torch.cat(column) for column in zip(*found, strict=True))
+        ctx.save_for_backward(*slopes)
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy, kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        towards = zip((grads[0], grads[2]), ctx.saved_tensors, strict=False)  # without a reference, the KL has no slope
+        return sum(grad[:, None] * slope for grad, slope in towards), None, None, None, None, None
+
+
+def _chunk(
+    hidden: Tensor, tokens: Tensor, reference: Tensor | None, head: Callable[[Tensor], Tensor], temperature: float, slopes: bool
+) -> tuple[Tensor, ...]:
+    """Log-probability, entropy, KL; and, for a gradient, what the states change in the first and, with a reference, the last."""
+    hidden = hidden.detach().requires_grad_(slopes)
+    with torch.set_grad_enabled(slopes):
+        every = torch.log_softmax(head(hidden) / temperature, -1)
+        logp = every.gather(1, tokens[:, None])[:, 0]
+        kl = None if reference is None else exact_kl(every, torch.log_softmax(head(reference.detach()) / temperature, -1))
+    entropy = exact_entropy(every.detach())
+    values = (logp.detach(), entropy, torch.zeros_like(entropy) if kl is None else kl.detach())
+    if not slopes:
+        return values
+    wanted = [logp] if kl is None else [logp, kl]
+    ones = torch.ones_like(entropy)  # a score depends on the state of its own token only
+    return *values, *(torch.autograd.grad(score, hidden, ones, retain_graph=score is not wanted[-1])[0] for score in wanted)
+
+
+def exact_entropy(logp: Float[Tensor, "n vocabulary"]) -> Float[Tensor, " n"]:
+    """Of whole distributions; 0 log 0 = 0."""
+    return -(logp.exp() * logp.clamp(min=-100)).sum(-1)

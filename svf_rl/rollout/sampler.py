@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from svf_rl.base.load import Base
 from svf_rl.errors import UserError
@@ -29,6 +30,8 @@ from svf_rl.rollout.engine import make_forward
 from svf_rl.types import Completion
 
 PREFILL = 1024  # padded tokens of prompts that are run at once
+BLOCK = 64  # entries of the vocabulary that are summed before the cumulative sum: five times as fast as a long one
+BELOW = 1 - 2**-23  # times a float32, is less than it
 
 
 @dataclass(frozen=True)
@@ -199,12 +202,27 @@ def draw(
     logits: Float[Tensor, "rows vocabulary"], temperature: float, uniform: Float[Tensor, " rows"]
 ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
     """A token per row and its log-probability under softmax(logits / temperature); greedy at temperature 0."""
-    scores = logits / (temperature or 1.0)
-    scores = scores - scores.amax(-1, keepdim=True)
-    cumulative = scores.exp().cumsum(-1)
-    if temperature == 0:
-        token = logits.argmax(-1)
-    else:
-        token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
-        token = token.clamp(max=logits.shape[-1] - 1)
-    return token, scores.gather(1, token[:, None])[:, 0] - cumulative[:, -1].log()
+    scores = logits if temperature in (0, 1) else logits / temperature
+    top = scores.amax(-1, keepdim=True)
+    mass = (scores - top).exp_()
+    missing = -mass.shape[-1] % BLOCK
+    blocks = (F.pad(mass, (0, missing)) if missing else mass).unflatten(-1, (-1, BLOCK))
+    sums = blocks.sum(-1)
+    ends = sums.cumsum(-1)
+    token = logits.argmax(-1, keepdim=True) if temperature == 0 else _find(blocks, sums, ends, uniform[:, None])
+    return token[:, 0], (scores.gather(1, token) - top - ends[:, -1:].log())[:, 0]
+
+
+def _find(
+    blocks: Float[Tensor, "rows n size"],
+    sums: Float[Tensor, "rows n"],
+    ends: Float[Tensor, "rows n"],
+    uniform: Float[Tensor, "rows 1"],
+) -> Int[Tensor, "rows 1"]:
+    """The first place where the cumulative mass exceeds uniform * total: the block, then the place in it. It has mass."""
+    total = ends[:, -1:]
+    wanted = torch.minimum(uniform * total, total * BELOW)
+    block = torch.searchsorted(ends, wanted, right=True)
+    inner = blocks.take_along_dim(block[:, :, None], 1)[:, 0].cumsum(-1)
+    rest = (wanted - ends.gather(1, block) + sums.gather(1, block)).clamp_(min=0)
+    return block * BLOCK + torch.searchsorted(inner, torch.minimum(rest, inner[:, -1:] * BELOW), right=True)

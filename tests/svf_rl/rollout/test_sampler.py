@@ -407,3 +407,17 @@ def test_a_draw_inverts_the_cumulative_distribution() -> None:
     tokens, _ = draw(LOGITS.expand(1000, -1), 1.0, uniform)
     cumulative = np.exp(LOGITS.double().numpy()).cumsum()
     assert tokens.tolist() == np.searchsorted(cumulative / cumulative[-1], uniform.double().numpy(), side="right").tolist()
+
+
+@pytest.mark.parametrize("width", [63, 64, 65, 2048])
+def test_a_draw_inverts_it_over_any_number_of_blocks(width: int) -> None:
+    """Beside float64, where the number is not within rounding of a step."""
+    stream = torch.Generator().manual_seed(width)
+    logits, uniform = 3 * torch.randn(300, width, generator=stream), torch.rand(300, generator=stream)
+    logits[:, 10:20] = -torch.inf
+    tokens, logprobs = draw(logits, 1.0, uniform)
+    cumulative = torch.softmax(logits.double(), -1).cumsum(-1)
+    clear = (cumulative - uniform[:, None]).abs().amin(-1) > 1e-6
+    assert clear.sum() > 290
+    assert torch.equal(tokens[clear], (cumulative <= uniform[:, None]).sum(-1)[clear])
+    torch.testing.assert_close(logprobs, torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0], atol=1e-5, rtol=0)

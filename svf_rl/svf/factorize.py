@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ TARGETS = {
     "mlp": r"\.(mlp|feed_forward|ffn)\.",
     "attention+mlp": r"\.(self_attn|attn|attention|self_attention|mlp|feed_forward|ffn)\.",
 }
+AT_ONCE = 4  # matrices that are decomposed at a time; each takes the memory of a copy
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -86,7 +88,7 @@ def factorize(
     path = (cache or cache_folder()) / f"{_key(base.fingerprint, list(modules), rank)}.safetensors"
     factors, bar = _read(path, modules), progress or Progress(quiet=True)
     if factors is None:
-        factors = {name: _svd(name, matrix(modules[name]), rank) for name in bar.over(list(modules), "factorising")}
+        factors = _factors(modules, rank, bar)
         _keep(path, factors, bar)
     if rank is not None:
         for name, module in modules.items():
@@ -106,11 +108,25 @@ def truncation_error(weight: Float[Tensor, "out in"], factors: Factors) -> float
     return float(torch.linalg.norm(weight.float() - rebuilt) / torch.linalg.norm(weight.float()))
 
 
+def _factors(modules: Mapping[str, nn.Module], rank: int | None, bar: Progress) -> dict[str, Factors]:
+    """Several matrices at a time, each on one thread: most of a decomposition cannot use more."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(min(AT_ONCE, threads), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        found = pool.map(lambda name: _svd(name, matrix(modules[name]), rank), modules)
+        return {name: next(found) for name in bar.over(list(modules), "factorising")}
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
 def _svd(name: str, weight: Float[Tensor, "out in"], rank: int | None) -> Factors:
     if not bool(weight.isfinite().all()):
         raise BaseError(f"{name} has values that are not finite; the base's files are damaged, fetch them again")
     u, s, vt = torch.linalg.svd(weight.detach().float(), full_matrices=False)
-    return Factors(*(t.contiguous().cpu() for t in (u[:, :rank], s[:rank], vt[:rank])))
+    u = u[:, :rank].contiguous().cpu()  # one after the other, so that at most one of them is there twice
+    vt = vt[:rank].contiguous().cpu()
+    return Factors(u, s[:rank].contiguous().cpu(), vt)
 
 
 def _key(fingerprint: str, names: list[str], rank: int | None) -> str:

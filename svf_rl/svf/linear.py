@@ -69,8 +69,8 @@ class SVFLinear(nn.Module):
     def merged(self, z: Float[Tensor, " r"]) -> Tensor:
         """W'(z) in the layout and type of the base's weight; rebuilt from the frozen factors when z has changed."""
         if self._merged is None or self._is_stale(z):
-            delta = (self.U * (self.s * (z.detach() - 1))) @ self.Vt
-            weight = (matrix(self.base).float() + delta).to(self.base.weight.dtype)
+            scaled = self.U * (self.s * (z.detach() - 1))
+            weight = torch.addmm(matrix(self.base).float(), scaled, self.Vt).to(self.base.weight.dtype)
             self._merged = weight.T.contiguous() if isinstance(self.base, Conv1D) else weight
             self._merged_for = (self._z_version(), z.detach().clone())
         self._had_backward = False

@@ -30,7 +30,7 @@ test: $(READY) check-format ## format, lint, types, imports and the tests (under
 test-all: test ## the slow tests too
 	$(BIN)/pytest -m slow
 
-bench: $(READY) ## side-by-side measurements against other tools (20 minutes): a table, and bench/results.json
+bench: $(READY) ## side-by-side measurements against other tools (a quarter of an hour): a table, and bench/results.json
 	@test -e $(PEERS) || { $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]' \
 	  && touch $(PEERS); } || echo "not all peers could be installed; their rows will be left out"
 	$(BIN)/python -m bench

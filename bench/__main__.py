@@ -1,7 +1,8 @@
 """All side-by-side measurements: `python -m bench` prints one table and writes bench/results.json.
 
-`python -m bench rollout` runs one of them, or several; the rows of the others stay in the file. Each module beside this one has
-a `run` that gives rows (see _measure.py). A peer that is not installed is said by name and its rows are left out; a part that
+`python -m bench rollout` runs one of them, or several; the rows of the others stay in the file. `python -m bench show` measures
+nothing and prints the rows of the file that have a target, as Markdown. Each module beside this one has a `run` that gives rows
+(see _measure.py). A peer that is not installed is said by name and its rows are left out; a part that
 fails is reported and the others go on.
 """
 
@@ -23,25 +24,28 @@ from bench._measure import Missing, Row, table  # isort: skip
 HERE = Path(__file__).parent
 PEERS = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
 MINUTES = {  # about, on two quiet cores; the order of the table
-    "rollout": 4.0,
-    "training": 6.0,
+    "rollout": 7.0,
+    "training": 2.5,
     "learner": 1.0,
     "serving": 0.5,
-    "startup": 1.0,
+    "startup": 0.5,
     "shapes": 0.1,
-    "roofline": 0.5,
-    "growth": 3.0,
-    "dispatch": 1.0,
+    "roofline": 0.2,
+    "growth": 2.0,
+    "dispatch": 1.5,
     "attention": 0.5,
     "sandbox": 0.5,
 }
 
 
 def main(names: list[str]) -> int:
-    """Run the parts of these names, or all there are."""
+    """Run the parts of these names, or all there are; or show what was found."""
+    if names == ["show"]:
+        print(markdown())
+        return 0
     unknown = [name for name in names if name not in MINUTES]
     if unknown:
-        print(f"no measurement {', '.join(unknown)}; expected {', '.join(MINUTES)}", file=sys.stderr)
+        print(f"no measurement {', '.join(unknown)}; expected {', '.join(MINUTES)}, or show", file=sys.stderr)
         return 2
     chosen, rows, failed = names or list(MINUTES), [], []
     for i, name in enumerate(chosen):
@@ -73,13 +77,30 @@ def collect(name: str, failed: list[str]) -> list[Row]:
     return rows
 
 
-def keep(name: str, rows: list[Row], seconds: float) -> None:
-    """Write the part into results.json, beside what is there of other parts."""
+def markdown() -> str:
+    """The rows of results.json that have a target."""
+    lines = ["| what | ours | theirs | | ratio | target | |", "|---|---:|---:|---|---:|---:|---|"]
+    for part in stored().values():
+        for found in part["rows"]:
+            if found.get("target"):
+                figures = f"{found['ours']:.4g} | {found['theirs']:.4g} | {found['unit']} | {found['ratio']:.2f}"
+                lines.append(f"| {found['name']} | {figures} | {found['target']} | {'met' if found['met'] else 'not met'} |")
+    return "\n".join(lines)
+
+
+def stored() -> dict[str, Any]:
+    """The parts that were measured, by name."""
     path = HERE / "results.json"
     parts: dict[str, Any] = json.loads(path.read_text())["parts"] if path.exists() else {}
+    return parts
+
+
+def keep(name: str, rows: list[Row], seconds: float) -> None:
+    """Write the part into results.json, beside what is there of other parts."""
+    parts = stored()
     parts[name] = {"when": time.strftime("%Y-%m-%d %H:%M"), "seconds": round(seconds, 1), **machine(), "rows": rows}
     ordered = {part: parts[part] for part in MINUTES if part in parts}
-    path.write_text(json.dumps({"parts": ordered}, indent=2, ensure_ascii=False) + "\n")
+    (HERE / "results.json").write_text(json.dumps({"parts": ordered}, indent=2, ensure_ascii=False) + "\n")
 
 
 def machine() -> dict[str, Any]:

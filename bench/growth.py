@@ -148,6 +148,8 @@ def draw(curves: dict[str, list[tuple[int, float, float]]]) -> None:
         axes.loglog(values, times, color="#0072b2", marker="o", label="time, ms")
         axes.loglog(values, memory, color="#d55e00", marker="s", label="peak memory, MiB")
         axes.set(title=name)
+        axes.set_xticks(values, [str(value) for value in values])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.savefig(Path(__file__).with_name("growth.png"), dpi=110)

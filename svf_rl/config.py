@@ -7,7 +7,6 @@ Two groups bring keys of their own: an adapter has those of its settings (svf_rl
 lists beside name, id and max_tokens. `env=[math,code]` is one environment that mixes several, `env.id=<package:Id-v0>` any other.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
@@ -24,7 +23,7 @@ from svf_rl.adapters import ADAPTERS
 from svf_rl.base.load import BaseConfig
 from svf_rl.base.pretrain import PretrainConfig
 from svf_rl.dispatch.choices import DISPATCHERS, ComposeConfig, ExpertsConfig, GenerateConfig
-from svf_rl.errors import UserError
+from svf_rl.errors import UserError, check_at_least
 from svf_rl.evaluate.forgetting import ForgettingConfig
 from svf_rl.evaluate.matrix import MatrixConfig
 from svf_rl.evaluate.report import ReportConfig
@@ -62,7 +61,7 @@ class TrainConfig:
     test_size: int = 1000
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "valid_size", "test_size")
+        check_at_least(1, self, "valid_size test_size")
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,8 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "size", "rows")
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature must be at least 0, not {self.temperature}")
+        check_at_least(1, self, "size rows")
+        check_at_least(0, self, "temperature")
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class CardConfig:
     size: int = 500
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "size")
+        check_at_least(1, self, "size")
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ class HarnessConfig:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise UserError("expected tasks=<names of the harness's tasks>, found none; for example tasks=[arc_easy,hellaswag]")
-        _at_least_one(self, "rows")
+        check_at_least(1, self, "rows")
 
 
 SCHEMAS: dict[str, type] = {
@@ -138,12 +136,6 @@ SCHEMAS: dict[str, type] = {
     "compose": ComposeConfig,
     "experts": ExpertsConfig,
 }
-
-
-def _at_least_one(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} must be at least 1, not {getattr(config, name)}")
 
 
 def configs_folder() -> Path:

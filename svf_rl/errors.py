@@ -10,6 +10,8 @@ A step whose loss or gradient is not finite is skipped and counted; the state st
 run with `Diverged`.
 """
 
+import math
+
 
 class UserError(Exception):
     """Expected, found, what to do: in one line. Exit code 2."""
@@ -21,6 +23,14 @@ class BaseError(UserError):
 
 class ExpertError(UserError):
     """An expert file that is damaged or belongs to another base."""
+
+
+def check_at_least(low: int, config: object, names: str, prefix: str = "") -> None:
+    """UserError unless each of these fields, separated by spaces, is a finite number of at least `low`."""
+    for name in names.split():
+        value = getattr(config, name)
+        if not low <= value < math.inf:
+            raise UserError(f"{prefix}{name} must be at least {low}, not {value}")
 
 
 class FaultyRun(Exception):

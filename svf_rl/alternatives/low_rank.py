@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from svf_rl.alternatives.swapped import SwappedAdapter, module_slot
 from svf_rl.base.load import Base
-from svf_rl.errors import UserError
+from svf_rl.errors import UserError, check_at_least
 from svf_rl.progress import Progress
 from svf_rl.svf.factorize import TARGETS, find_targets
 
@@ -43,7 +43,7 @@ class LoRAConfig:
     alpha: float = 16.0
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "rank")
+        check_at_least(1, self, "rank", "adapter.")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class TinyLoRAConfig:
     numbers: int = 64
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "rank", "numbers")
+        check_at_least(1, self, "rank numbers", "adapter.")
 
 
 def make_lora(base: Base, config: LoRAConfig, progress: Progress) -> SwappedAdapter:
@@ -131,9 +131,3 @@ def _fix_signs(layer: Any) -> None:
     a, b = layer.tinylora_A["default"].float(), layer.tinylora_B["default"].float()
     sign = a.gather(1, a.abs().argmax(1, keepdim=True)).sign()
     layer.tinylora_A["default"], layer.tinylora_B["default"] = a * sign, b * sign.T
-
-
-def _at_least_one(config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"adapter.{name} must be at least 1, not {getattr(config, name)}")

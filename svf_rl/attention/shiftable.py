@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.attention.host import Call, Patch, Site, rotate
 from svf_rl.base.load import Base
-from svf_rl.errors import BaseError, UserError
+from svf_rl.errors import BaseError, UserError, check_at_least
 from svf_rl.progress import Progress
 
 NEW = -6.0  # the gate's bias of an added specialist: it starts with a weight of about 0.002
@@ -65,9 +65,7 @@ class ShiftableConfig:
     sparsity: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in "specialists rank prompt_tokens gate_width".split():
-            if getattr(self, name) < 1:
-                raise UserError(f"adapter.{name} must be at least 1, not {getattr(self, name)}")
+        check_at_least(1, self, "specialists rank prompt_tokens gate_width", "adapter.")
         if self.top_k is not None and not 1 <= self.top_k <= self.specialists:
             raise UserError(f"adapter.top_k must be between 1 and adapter.specialists={self.specialists}, not {self.top_k}")
 

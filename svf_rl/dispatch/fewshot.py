@@ -29,7 +29,7 @@ from svf_rl.base.load import Base
 from svf_rl.dispatch.dispatcher import BASE, Fixed
 from svf_rl.dispatch.population import Population, entropies, rewards, shots_of
 from svf_rl.dispatch.search import cross_entropy
-from svf_rl.errors import FaultyRun, UserError
+from svf_rl.errors import FaultyRun, UserError, check_at_least
 from svf_rl.progress import Progress
 from svf_rl.rollout.episodes import EnvConfig, Split, make_env, split_size
 from svf_rl.rollout.sampler import Sampling
@@ -80,9 +80,7 @@ class FewshotConfig:
     rows: int = 320
 
     def __post_init__(self) -> None:
-        for name in "shots valid_size rounds patience rows".split():
-            if getattr(self, name) < 1:
-                raise UserError(f"dispatch.{name} must be at least 1, not {getattr(self, name)}")
+        check_at_least(1, self, "shots valid_size rounds patience rows", "dispatch.")
         if self.population < 4 or not 0 < self.elite <= 1 or not 0 < self.std < math.inf:
             raise UserError(f"dispatch.population must be at least 4, elite in (0, 1], std above 0; found {self}")
 

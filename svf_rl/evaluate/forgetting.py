@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from svf_rl.base.load import BaseConfig
-from svf_rl.errors import UserError
+from svf_rl.errors import check_at_least
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class ForgettingConfig:
     out: str = "runs/forgetting"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_at_least(1, self, "steps size")
 
 
 @dataclass(frozen=True)

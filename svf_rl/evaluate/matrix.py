@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from svf_rl.base.load import Base, BaseConfig
-from svf_rl.errors import FaultyRun, UserError
+from svf_rl.errors import FaultyRun, UserError, check_at_least
 from svf_rl.evaluate import stats
 from svf_rl.evaluate.cells import HUMAN, Cell, Column, Decoding, cached, cell_key, measure
 from svf_rl.evaluate.rows import Row
@@ -47,11 +47,8 @@ class MatrixConfig:
     out: str = "runs/matrix"
 
     def __post_init__(self) -> None:
-        for name in ("size", "samples", "k", "rows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature must be at least 0, not {self.temperature}")
+        check_at_least(1, self, "size samples k rows")
+        check_at_least(0, self, "temperature")
         if self.samples > 1 and self.temperature == 0:
             raise UserError(f"samples={self.samples} greedy answers would all be the same; give temperature=1")
         if self.k > self.samples:

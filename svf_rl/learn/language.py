@@ -30,7 +30,7 @@ from svf_rl.adapter import Adapter
 from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.attention.shiftable import labelled, prior
 from svf_rl.base.load import Base
-from svf_rl.errors import UserError
+from svf_rl.errors import UserError, check_at_least
 from svf_rl.learn.checkpoint import Progress, save_checkpoint
 from svf_rl.learn.optim import descend
 from svf_rl.learn.scores import token_scores
@@ -55,9 +55,7 @@ class LanguageConfig:
     max_bad_steps: int = 5
 
     def __post_init__(self) -> None:
-        for name in "steps rows eval_every max_bad_steps".split():
-            if getattr(self, name) < 1:
-                raise UserError(f"lm.{name} must be at least 1, not {getattr(self, name)}")
+        check_at_least(1, self, "steps rows eval_every max_bad_steps", "lm.")
         if not 0 <= self.share < 1 or self.length < 2 or min(self.warmup, self.patience, self.labelled_steps) < 0:
             raise UserError("lm needs share in [0, 1), length of at least 2, and no negative number of steps")
         if not (0 < self.learning_rate < math.inf and 0 < self.clip < math.inf):

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from svf_rl.adapter import Adapter
 from svf_rl.base.load import Base
-from svf_rl.errors import FaultyRun, UserError
+from svf_rl.errors import FaultyRun, UserError, check_at_least
 from svf_rl.learn import reinforce
 from svf_rl.learn.checkpoint import Progress, save_checkpoint
 from svf_rl.learn.optim import descend
@@ -82,12 +82,8 @@ class AlgoConfig:
     max_bad_steps: int = 5
 
     def __post_init__(self) -> None:
-        for name in "steps prompts group train_rows rows micro_batch_tokens eval_every max_bad_steps".split():
-            if getattr(self, name) < 1:
-                raise UserError(f"algo.{name} must be at least 1, not {getattr(self, name)}")
-        for name in "temperature kl warmup patience".split():
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"algo.{name} must be at least 0, not {getattr(self, name)}")
+        check_at_least(1, self, "steps prompts group train_rows rows micro_batch_tokens eval_every max_bad_steps", "algo.")
+        check_at_least(0, self, "temperature kl warmup patience", "algo.")
         for name in "learning_rate clip".split():
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"algo.{name} must be above 0, not {getattr(self, name)}")

@@ -6,7 +6,8 @@ the weights are read: the rotation is then one complex product, and q·k does no
 Keys and values lie in one block [2, rows, kv, slots, width]. All rows end at the same slot, so the next token of every row goes to
 one slot, by one copy. A shorter row begins at a later slot; what lies before is masked.
 
-A linear layer that is adapted is asked for its weight by `dense()`; a module that has no such method, or answers None, is called.
+A linear layer that is adapted is asked for its weight by `dense()` or, where every row has its own, for its factors by `mixed()`; a
+module that has no such method, or answers None, is called.
 """
 
 from collections.abc import Callable, Sequence
@@ -130,6 +131,9 @@ class Product:
         weights = [own for own in known if own is not None]
         if len(weights) == len(known) and sum(weight.numel() for weight, _ in weights) <= PACKED:
             self.parts, self.order = [pack(weights, order)], None
+        factors = [mixed(module) for module in modules]
+        if all(f is not None and f[0].numel() <= PACKED for f in factors):
+            self.parts, self.order = [pack_mixed(modules, factors, order)], None
 
     def __call__(self, x: Float[Tensor, "n time in"]) -> Float[Tensor, "n time out"]:
         y = self.parts[0](x) if len(self.parts) == 1 else torch.cat([part(x) for part in self.parts], -1)
@@ -139,11 +143,8 @@ class Product:
 def pack(weights: Sequence[tuple[Tensor, Tensor | None]], order: Tensor | None) -> Callable[[Tensor], Tensor]:
     """One product with a copy [in, out] of the weights [out, in]: small matrices multiply faster that way."""
     weight = torch.cat([w for w, _ in weights])
-    biases = [w.new_zeros(len(w)) if b is None else b for w, b in weights]
-    bias = torch.cat(biases) if any(b is not None for _, b in weights) else None
-    if order is not None:
-        weight, bias = weight[order], None if bias is None else bias[order]
-    across = weight.T.contiguous()
+    bias = pack_bias([w for w, _ in weights], [b for _, b in weights], order)
+    across = (weight if order is None else weight[order]).T.contiguous()
 
     def product(x: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
@@ -153,6 +154,31 @@ def pack(weights: Sequence[tuple[Tensor, Tensor | None]], order: Tensor | None) 
     return product
 
 
+def pack_mixed(modules: Sequence[Any], factors: Sequence[Any], order: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """U (rows * Vt x) of several layers, with copies of U and Vt laid out for it: one product with all Vt, one with each U."""
+    down = torch.cat([vt for _, vt, _ in factors]).T.contiguous()
+    outs, ranks = ([part.shape[i] for part, *_ in factors] for i in (0, 1))
+    shifts = [None] * len(outs) if order is None else [o - sum(outs[:i]) for i, o in enumerate(order.split(outs))]
+    ups = [(u if shift is None else u[shift]).T.contiguous() for (u, _, _), shift in zip(factors, shifts, strict=True)]
+    bias = pack_bias([f[0] for f in factors], [f[2] for f in factors], order)
+
+    def product(x: Tensor) -> Tensor:
+        scale = torch.cat([module.rows for module in modules], -1)
+        inner = (x.flatten(0, -2) @ down).view(len(scale), -1, down.shape[1]) * scale[:, None]
+        y = torch.cat([part @ up for part, up in zip(inner.flatten(0, 1).split(ranks, -1), ups, strict=True)], -1)
+        return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
+
+    return product
+
+
+def pack_bias(weights: Sequence[Tensor], biases: Sequence[Tensor | None], order: Tensor | None) -> Tensor | None:
+    """The biases side by side, zeros where there is none; None if none has one."""
+    if all(bias is None for bias in biases):
+        return None
+    together = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
+    return together if order is None else together[order]
+
+
 def dense(module: nn.Module) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None] | None:
     """Weight and bias of a linear layer as it acts now; None for a module that has to be called."""
     if hasattr(module, "dense"):
@@ -160,6 +186,11 @@ def dense(module: nn.Module) -> tuple[Float[Tensor, "out in"], Float[Tensor, " o
     if not is_plain(module) or not isinstance(module, nn.Linear | Conv1D):
         return None
     return module.weight.T if isinstance(module, Conv1D) else module.weight, module.bias
+
+
+def mixed(module: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Factors U [out, r] and Vt [r, in] and bias of a layer whose rows each have their own scale; None for any other."""
+    return module.mixed() if hasattr(module, "mixed") else None
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ Differs from the source (SakanaAI/self-adaptive-llms):
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -112,8 +112,9 @@ def _factors(modules: Mapping[str, nn.Module], rank: int | None, bar: Progress) 
     """Several matrices at a time, each on one thread: most of a decomposition cannot use more."""
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(min(AT_ONCE, threads), initializer=torch.set_num_threads, initargs=(1,))
+    over: Callable[..., Iterator[Factors]] = map if threads == 1 else pool.map
     try:
-        found = pool.map(lambda name: _svd(name, matrix(modules[name]), rank), modules)
+        found = over(lambda name: _svd(name, matrix(modules[name]), rank), modules)
         return {name: next(found) for name in bar.over(list(modules), "factorising")}
     finally:
         pool.shutdown(cancel_futures=True)

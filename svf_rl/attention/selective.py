@@ -203,7 +203,7 @@ def naive(
     """The same as it is defined, with the keys and values of all pairs [B, H, T, S, d]."""
     pairs = own_key[:, :, :, None].expand(-1, -1, -1, key.shape[2], -1)
     if turn is not None:
-        pairs = torch.stack([rotate(pairs[:, :, i], turn) for i in range(pairs.shape[2])], 2)
+        pairs = rotate(pairs.flatten(1, 2), turn).unflatten(1, pairs.shape[1:3])
     keys, values = pairs + key[:, :, None], own_value[:, :, :, None] + value[:, :, None]
     scores = (keys @ query[..., None])[..., 0] / math.sqrt(query.shape[-1])
     weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)

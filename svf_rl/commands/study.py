@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,7 @@ def run(configs: list[StudyConfig], command: list[str]) -> None:
         write_json(folder / "results.json", about | found)
         write_text(folder / "results.csv", to_csv(found["table"]))
         show(config.name, found["table"])
+        print(*found.get("findings", []), sep="\n")
         print(f"the study is in {folder}: results.json, results.csv, figures and models")
 
 
@@ -37,9 +39,18 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def show(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table(title=name)
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right")
+    """Numbers with four digits; as wide as the terminal or, where that would cut them, as wide as they are."""
+    table = Table(title=name, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column, first in rows[0].items():
+        table.add_column(column.replace("_", " "), justify="left" if isinstance(first, str) else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+        table.add_row(*map(_short, row.values()))
+    console = Console()
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
+    console.print(table)
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

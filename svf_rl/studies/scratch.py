@@ -1,0 +1,272 @@
+"""Small language models trained from scratch, with an attention module attached or without, and what they are judged by.
+
+A Llama with random weights (RoPE, SwiGLU, RMSNorm, tied embeddings). The patches of an attention module start as the identity, and
+here everything is trained: the model's own weights and the patches together.
+
+AdamW with decay on matrices only, warm-up and a cosine by the step, the gradient's norm clipped to 1. A batch is a pure function of
+(seed, step). After each epoch the weights, the optimiser and the history go into one file, from which a stopped training goes on.
+
+Source: the recipe of karpathy/nanoGPT train.py.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from svf_rl.attention.adapter import AttentionAdapter
+from svf_rl.base.load import Base
+from svf_rl.base.texts import codec_named, read_corpus, windows
+from svf_rl.base.tokenizer import TextCodec
+from svf_rl.errors import Diverged, UserError
+from svf_rl.evaluate.stats import Interval, mean_interval
+from svf_rl.files import read_tensors, write_tensors
+from svf_rl.progress import Progress
+
+CLIP = 1.0
+ROWS = 32  # that are judged at a time
+TIE = 0.0005  # nats, far below what any seed changes
+
+
+@dataclass(frozen=True)
+class Text:
+    """A corpus as rows of length + 1 ids, and its tokenizer with the number of its ids."""
+
+    train: Int[Tensor, "train length"]
+    valid: Int[Tensor, "valid length"]
+    test: Int[Tensor, "test length"]
+    codec: TextCodec
+    vocabulary: int
+
+
+def read_text(corpus: str, tokenizer: str, length: int, say: Callable[[str], None]) -> Text:
+    """UserError for an unknown corpus or tokenizer, or where one side does not fill a row."""
+    documents = read_corpus(corpus)
+    whole = "".join(documents)
+    codec = codec_named(tokenizer, whole, say)
+    train, valid, test = (windows(documents, codec, length + 1, side) for side in ("train", "valid", "test"))
+    return Text(train, valid, test, codec, 1 + max(chain([codec.pad_id], codec.stop_ids, codec.encode(whole))))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model. feed_forward: SwiGLU's hidden units."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    feed_forward: int
+    context: int
+    rope: bool = True
+
+
+def new_model(shape: Shape, seed: int) -> Any:
+    """A Llama, its weights normal with deviation 0.02. Without RoPE every position turns by nothing, and patches are told so."""
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        intermediate_size=shape.feed_forward,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        initializer_range=0.02,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(seed)
+    model: Any = LlamaForCausalLM(config)
+    if not shape.rope:
+        model.model.rotary_emb.inv_freq.zero_()
+        model.config.rope_parameters["partial_rotary_factor"] = 0.0  # what host.Site.rotary is made of
+    return model
+
+
+def as_base(model: Any, text: Text, context: int) -> Base:
+    """What makes an adapter asks for a base."""
+    return Base(model, text.codec, "scratch", "", context, True)
+
+
+class Language(nn.Module):
+    """ids -> logits: a model, or one with an attention module installed. Its parameters are all that is trained."""
+
+    def __init__(self, model: nn.Module, adapter: AttentionAdapter | None = None) -> None:
+        super().__init__()
+        self.model, self.adapter = model, adapter
+        self.patches = nn.ModuleList(adapter.patches.values() if adapter else [])
+        if adapter:
+            adapter.install()
+
+    def forward(self, ids: Int[Tensor, "rows time"]) -> Float[Tensor, "rows time vocabulary"]:
+        found = self.model(ids)
+        logits: Tensor = found if isinstance(found, Tensor) else found.logits
+        return logits
+
+    def constrain(self) -> None:
+        if self.adapter:
+            self.adapter.constrain()
+
+    @property
+    def size(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """batches: of an epoch, at most; rows: of a batch; warmup: in steps."""
+
+    epochs: int
+    batches: int
+    rows: int
+    learning_rate: float
+    warmup: int = 20
+    weight_decay: float = 0.1
+
+    def rate(self, step: int, steps: int) -> float:
+        """Linear warm-up, then cosine to a tenth."""
+        done = max(0, step - self.warmup) / max(1, steps - self.warmup)
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * (0.55 + 0.45 * math.cos(math.pi * done))
+
+
+@dataclass
+class History:
+    """Nats of every batch and its seconds; nats per token of the validation text after every epoch."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    valid: list[float] = field(default_factory=list)
+
+
+def batches(rows: Int[Tensor, "rows length"], recipe: Recipe, seed: int, epoch: int) -> list[Int[Tensor, "batch length"]]:
+    """Of one epoch: the rows in an order of its own, none of them twice. A last batch that is not full is left out."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+    size = min(recipe.rows, len(rows))
+    return [rows[some] for some in order.split(size) if len(some) == size][: recipe.batches]
+
+
+def train(language: Language, text: Text, recipe: Recipe, seed: int, path: Path, progress: Progress) -> History:
+    """All epochs that are still to be done. path: of the checkpoint, which at the end holds the trained model."""
+    optimizer = _optimizer(language, recipe)
+    history = _resume(path, language, optimizer)
+    each = len(batches(text.train, recipe, seed, 0))
+    with progress.count((recipe.epochs - len(history.valid)) * each, path.stem) as done:
+        for epoch in range(len(history.valid), recipe.epochs):
+            for i, ids in enumerate(batches(text.train, recipe, seed, epoch)):
+                begun = time.perf_counter()
+                rate = recipe.rate(epoch * each + i, recipe.epochs * each)
+                history.losses.append(_update(language, optimizer, ids, rate))
+                history.seconds.append(time.perf_counter() - begun)
+                done(1)
+            history.valid.append(judge(language, text.valid)["nats"])
+            _save(path, language, optimizer, history)
+    return history
+
+
+def _optimizer(language: Language, recipe: Recipe) -> torch.optim.AdamW:
+    trained = [p for p in language.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def _update(language: Language, optimizer: torch.optim.Optimizer, ids: Int[Tensor, "rows length"], rate: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = backward(language, ids)
+    norm = nn.utils.clip_grad_norm_(language.parameters(), CLIP)
+    if not math.isfinite(float(norm)):
+        raise Diverged("the gradient is not finite; lower the learning rate")
+    optimizer.step()
+    language.constrain()
+    optimizer.zero_grad()
+    return loss
+
+
+def backward(language: Language, ids: Int[Tensor, "rows length"]) -> float:
+    """Mean nats of ids[:, 1:] given what precedes them; its gradient is added to those of the parameters."""
+    loss = F.cross_entropy(language(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    loss.backward()
+    return float(loss.detach())
+
+
+def _save(path: Path, language: Language, optimizer: torch.optim.Optimizer, history: History) -> None:
+    tensors = {f"p.{name}": p for name, p in language.named_parameters()}
+    for name, p in language.named_parameters():
+        tensors |= {f"{key}.{name}": moment for key, moment in optimizer.state.get(p, {}).items()}
+    write_tensors(path, tensors, {"history": json.dumps(vars(history))})
+
+
+@torch.no_grad()
+def _resume(path: Path, language: Language, optimizer: torch.optim.Optimizer) -> History:
+    """Load the checkpoint if there is one. UserError for one that is damaged or of another model."""
+    if not path.exists():
+        return History()
+    try:
+        stored, about = read_tensors(path)
+        load(language, stored)
+        history = History(**json.loads(about["history"]))
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"cannot go on from {str(path)!r} ({error}); remove it, or choose another out") from error
+    for name, p in language.named_parameters():
+        if p.requires_grad:
+            optimizer.state[p] = {key: stored[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
+    return history
+
+
+@torch.no_grad()
+def load(language: Language, stored: dict[str, Tensor]) -> None:
+    """The weights of a checkpoint. ValueError if it is of a model of another shape."""
+    own = dict(language.named_parameters())
+    if {name: stored[f"p.{name}"].shape for name in own if f"p.{name}" in stored} != {name: p.shape for name, p in own.items()}:
+        raise ValueError("it is of a model of another shape")
+    for name, p in own.items():
+        p.copy_(stored[f"p.{name}"])
+
+
+@torch.no_grad()
+def judge(language: Language, rows: Int[Tensor, "rows length"]) -> dict[str, float]:
+    """Nats per token with its 95 % interval over rows, and the share of tokens whose most probable guess is right."""
+    nats: list[float] = []
+    right = []
+    for ids in rows.split(ROWS):
+        logits = language(ids[:, :-1])
+        nats += F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(1).tolist()
+        right.append((logits.argmax(-1) == ids[:, 1:]).double().mean(1))
+    found = mean_interval(nats)
+    return {"nats": found.value, "low": found.low, "high": found.high, "accuracy": float(torch.cat(right).mean())}
+
+
+def peak(language: Language, ids: Int[Tensor, "rows length"]) -> float:
+    """MiB of the most that the tensors made in one forward and backward pass held at once. Gradients are forgotten after it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        backward(language, ids)
+    language.zero_grad()
+    held = most = 0
+    events: Iterable[Any] = record.profiler.kineto_results.events() if record.profiler else []
+    for event in events:
+        held += event.nbytes() if event.name() == "[memory]" else 0
+        most = max(most, held)
+    return most / 2**20
+
+
+def verdict(less: Interval) -> str:
+    """In words: how much lower a loss is than another, with its interval over seeds."""
+    if abs(less.value) < TIE:
+        return "the same as"
+    if less.low == less.high:
+        return "one seed against"
+    return "better than" if less.low > 0 else "worse than" if less.high < 0 else "no different from"

@@ -11,6 +11,7 @@ Source: the recipe of karpathy/nanoGPT train.py.
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -252,6 +253,7 @@ def judge(language: Language, rows: Int[Tensor, "rows length"]) -> dict[str, flo
 
 def peak(language: Language, ids: Int[Tensor, "rows length"]) -> float:
     """MiB of the most that the tensors made in one forward and backward pass held at once. Gradients are forgotten after it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own amid ours
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         backward(language, ids)
     language.zero_grad()

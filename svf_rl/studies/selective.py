@@ -180,7 +180,7 @@ def summary(cells: Sequence[Cell], found: Mapping[Cell, Mapping[str, Any]]) -> d
     own = [found[cell] for cell in cells]
     test = mean_interval([one["test"]["nats"] for one in own])
     standard = [found.get(replace(cell, mha_type="standard")) for cell in cells]
-    less = mean_interval([s["test"]["nats"] - o["test"]["nats"] for s, o in zip(standard, own, strict=True) if s] or [float("nan")])
+    less = [s["test"]["nats"] - one["test"]["nats"] for s, one in zip(standard, own, strict=True) if s]
     return {
         "mha": cells[0].mha_type,
         "rope": cells[0].rope,
@@ -190,9 +190,7 @@ def summary(cells: Sequence[Cell], found: Mapping[Cell, Mapping[str, Any]]) -> d
         "low": test.low,
         "high": test.high,
         "top1": statistics.mean(one["test"]["accuracy"] for one in own),
-        "less": less.value,
-        "less_low": less.low,
-        "less_high": less.high,
+        **dict(zip(("less", "less_low", "less_high"), mean_interval(less) if less else [None] * 3, strict=True)),
         "steps/s": 1 / statistics.mean(one["seconds"] for one in own),
         "MiB": own[0]["peak"],
     }
@@ -202,7 +200,7 @@ def findings(rows: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str,
     """What the figures come to, in sentences."""
     said = [TRUTH]
     for row in rows:
-        if row["mha"] != "standard" and row["less"] == row["less"]:
+        if row["mha"] != "standard" and row["less"] is not None:
             how = verdict(Interval(row["less"], row["less_low"], row["less_high"]))
             between = f"{row['less']:+.4f} [{row['less_low']:+.4f}, {row['less_high']:+.4f}] nats per token less"
             said.append(f"{row['mha']}, {'RoPE' if row['rope'] else 'no RoPE'}: {how} standard, {between}.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from svf_rl.commands.study import show
 from svf_rl.studies import table
 from svf_rl.studies.parts import part
 
@@ -55,3 +56,11 @@ def test_without_out_the_folder_has_the_name_of_the_study(svf_rl: Callable[..., 
 def test_a_mistake_is_one_line(svf_rl: Callable[..., Any]) -> None:
     assert svf_rl("study", "name=superpositon").mistake.startswith("unknown study 'superpositon'; did you mean superposition")
     assert "expected heads among [2, 3, 4]" in svf_rl("study", "superposition.heads=[5]").mistake
+
+
+def test_a_table_wider_than_the_terminal_is_not_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {f"column_{i}": value for i, value in enumerate([1 / 3, None, "a text of some length"] * 5)}
+    show("wide", [row])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "0.3333" in line]
+    assert (line.count("0.3333"), line.count(" - "), line.count("a text of some length")) == (5, 5, 5)

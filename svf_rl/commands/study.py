@@ -1,7 +1,5 @@
 """`svf-rl study name=<study>`: one of the studies of svf_rl/studies, as a table, JSON, CSV, figures and models in a folder."""
 
-import csv
-import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,6 +13,7 @@ from rich.table import Table
 from svf_rl.commands.folders import out_folder, revision
 from svf_rl.files import write_json, write_text
 from svf_rl.progress import Progress
+from svf_rl.studies.parts import to_csv
 from svf_rl.studies.table import STUDIES, StudyConfig
 
 
@@ -28,14 +27,6 @@ def run(configs: list[StudyConfig], command: list[str]) -> None:
         show(config.name, found["table"])
         print(*found.get("findings", []), sep="\n")
         print(f"the study is in {folder}: results.json, results.csv, figures and models")
-
-
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def show(name: str, rows: Sequence[Mapping[str, Any]]) -> None:

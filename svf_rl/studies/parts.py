@@ -1,7 +1,9 @@
 """A study is measured in parts, one for each setting and seed; each is kept when it is done, and never computed again."""
 
+import csv
+import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +34,12 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
     """As it is read back from JSON."""
     read: dict[str, Any] = json.loads(json.dumps(record))
     return read
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Flat records with the same keys, under a line of their names."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

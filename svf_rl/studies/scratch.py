@@ -1,22 +1,13 @@
-"""Small language models trained from scratch, with an attention module attached or without, and what they are judged by.
+"""Small language models with random weights, with an attention module attached or without, and what they are judged by.
 
 A Llama with random weights (RoPE, SwiGLU, RMSNorm, tied embeddings). The patches of an attention module start as the identity, and
-here everything is trained: the model's own weights and the patches together.
-
-AdamW with decay on matrices only, warm-up and a cosine by the step, the gradient's norm clipped to 1. A batch is a pure function of
-(seed, step). After each epoch the weights, the optimiser and the history go into one file, from which a stopped training goes on.
-
-Source: the recipe of karpathy/nanoGPT train.py.
+in training.py everything is trained: the model's own weights and the patches together.
 """
 
-import json
-import math
 import os
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,12 +21,8 @@ from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.base.load import Base
 from svf_rl.base.texts import codec_named, read_corpus, windows
 from svf_rl.base.tokenizer import TextCodec
-from svf_rl.errors import Diverged, UserError
 from svf_rl.evaluate.stats import Interval, mean_interval
-from svf_rl.files import read_tensors, write_tensors
-from svf_rl.progress import Progress
 
-CLIP = 1.0
 ROWS = 32  # that are judged at a time
 TIE = 0.0005  # nats, far below what any seed changes
 
@@ -126,116 +113,11 @@ class Language(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """batches: of an epoch, at most; rows: of a batch; warmup: in steps."""
-
-    epochs: int
-    batches: int
-    rows: int
-    learning_rate: float
-    warmup: int = 20
-    weight_decay: float = 0.1
-
-    def rate(self, step: int, steps: int) -> float:
-        """Linear warm-up, then cosine to a tenth."""
-        done = max(0, step - self.warmup) / max(1, steps - self.warmup)
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * (0.55 + 0.45 * math.cos(math.pi * done))
-
-
-@dataclass
-class History:
-    """Nats of every batch and its seconds; nats per token of the validation text after every epoch."""
-
-    losses: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    valid: list[float] = field(default_factory=list)
-
-
-def batches(rows: Int[Tensor, "rows length"], recipe: Recipe, seed: int, epoch: int) -> list[Int[Tensor, "batch length"]]:
-    """Of one epoch: the rows in an order of its own, none of them twice. A last batch that is not full is left out."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
-    size = min(recipe.rows, len(rows))
-    return [rows[some] for some in order.split(size) if len(some) == size][: recipe.batches]
-
-
-def train(language: Language, text: Text, recipe: Recipe, seed: int, path: Path, progress: Progress) -> History:
-    """All epochs that are still to be done. path: of the checkpoint, which at the end holds the trained model."""
-    optimizer = _optimizer(language, recipe)
-    history = _resume(path, language, optimizer)
-    each = len(batches(text.train, recipe, seed, 0))
-    with progress.count((recipe.epochs - len(history.valid)) * each, path.stem) as done:
-        for epoch in range(len(history.valid), recipe.epochs):
-            for i, ids in enumerate(batches(text.train, recipe, seed, epoch)):
-                begun = time.perf_counter()
-                rate = recipe.rate(epoch * each + i, recipe.epochs * each)
-                history.losses.append(_update(language, optimizer, ids, rate))
-                history.seconds.append(time.perf_counter() - begun)
-                done(1)
-            history.valid.append(judge(language, text.valid)["nats"])
-            _save(path, language, optimizer, history)
-    return history
-
-
-def _optimizer(language: Language, recipe: Recipe) -> torch.optim.AdamW:
-    trained = [p for p in language.parameters() if p.requires_grad]
-    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
-
-
-def _update(language: Language, optimizer: torch.optim.Optimizer, ids: Int[Tensor, "rows length"], rate: float) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    loss = backward(language, ids)
-    norm = nn.utils.clip_grad_norm_(language.parameters(), CLIP)
-    if not math.isfinite(float(norm)):
-        raise Diverged("the gradient is not finite; lower the learning rate")
-    optimizer.step()
-    language.constrain()
-    optimizer.zero_grad()
-    return loss
-
-
 def backward(language: Language, ids: Int[Tensor, "rows length"]) -> float:
     """Mean nats of ids[:, 1:] given what precedes them; its gradient is added to those of the parameters."""
     loss = F.cross_entropy(language(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     loss.backward()
     return float(loss.detach())
-
-
-def _save(path: Path, language: Language, optimizer: torch.optim.Optimizer, history: History) -> None:
-    tensors = {f"p.{name}": p for name, p in language.named_parameters()}
-    for name, p in language.named_parameters():
-        tensors |= {f"{key}.{name}": moment for key, moment in optimizer.state.get(p, {}).items()}
-    write_tensors(path, tensors, {"history": json.dumps(vars(history))})
-
-
-@torch.no_grad()
-def _resume(path: Path, language: Language, optimizer: torch.optim.Optimizer) -> History:
-    """Load the checkpoint if there is one. UserError for one that is damaged or of another model."""
-    if not path.exists():
-        return History()
-    try:
-        stored, about = read_tensors(path)
-        load(language, stored)
-        history = History(**json.loads(about["history"]))
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"cannot go on from {str(path)!r} ({error}); remove it, or choose another out") from error
-    for name, p in language.named_parameters():
-        if p.requires_grad:
-            optimizer.state[p] = {key: stored[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
-    return history
-
-
-@torch.no_grad()
-def load(language: Language, stored: dict[str, Tensor]) -> None:
-    """The weights of a checkpoint. ValueError if it is of a model of another shape."""
-    own = dict(language.named_parameters())
-    if {name: stored[f"p.{name}"].shape for name in own if f"p.{name}" in stored} != {name: p.shape for name, p in own.items()}:
-        raise ValueError("it is of a model of another shape")
-    for name, p in own.items():
-        p.copy_(stored[f"p.{name}"])
 
 
 @torch.no_grad()

@@ -37,20 +37,8 @@ from svf_rl.progress import Progress
 from svf_rl.settings import listed
 from svf_rl.studies.parts import part
 from svf_rl.studies.reference import Reference
-from svf_rl.studies.scratch import (
-    Language,
-    Recipe,
-    Shape,
-    Text,
-    as_base,
-    backward,
-    judge,
-    new_model,
-    peak,
-    read_text,
-    train,
-    verdict,
-)
+from svf_rl.studies.scratch import Language, Shape, Text, as_base, backward, judge, new_model, peak, read_text, verdict
+from svf_rl.studies.training import Recipe, train
 
 TYPES = ("standard", *map(str, Form), "torch")
 TRUTH = (
@@ -202,14 +190,13 @@ def findings(rows: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str,
     for row in rows:
         if row["mha"] != "standard" and row["less"] is not None:
             how = verdict(Interval(row["less"], row["less_low"], row["less_high"]))
-            between = f"{row['less']:+.4f} [{row['less_low']:+.4f}, {row['less_high']:+.4f}] nats per token less"
-            said.append(f"{row['mha']}, {'RoPE' if row['rope'] else 'no RoPE'}: {how} standard, {between}.")
+            lower = f"{row['less']:+.4f} [{row['less_low']:+.4f}, {row['less_high']:+.4f}] nats"
+            rope = "RoPE" if row["rope"] else "no RoPE"
+            said.append(f"{row['mha']}, {rope}: {how} standard, its test loss is lower by {lower}.")
     if costs:
         slow, fast = costs["naive"], costs["fast"]
         times, memory = slow["seconds"] / fast["seconds"], slow["peak"] / fast["peak"]
-        said.append(
-            f"The linear form as it is written takes {times:.1f} times the seconds of the fast one, {memory:.0f} times the MiB."
-        )
+        said.append(f"The linear form as it is written: {times:.1f} times the seconds of the fast one, {memory:.0f} times the MiB.")
     return said
 
 

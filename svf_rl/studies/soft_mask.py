@@ -12,8 +12,6 @@ Differs from the source: a validation and a test text; the cosine goes by the st
 makes the first loss 244 nats; original reads the layer's normed input and has no attention of its own.
 """
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,7 +21,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure as Plot
@@ -38,25 +35,13 @@ from svf_rl.evaluate.stats import mean_interval
 from svf_rl.files import write_bytes, write_text
 from svf_rl.progress import Progress
 from svf_rl.settings import listed
-from svf_rl.studies.parts import part
-from svf_rl.studies.scratch import (
-    History,
-    Language,
-    Recipe,
-    Shape,
-    Text,
-    as_base,
-    judge,
-    new_model,
-    peak,
-    read_text,
-    train,
-    verdict,
-)
+from svf_rl.studies.losses import draw, histograms
+from svf_rl.studies.parts import part, to_csv
+from svf_rl.studies.scratch import Language, Shape, Text, as_base, judge, new_model, peak, read_text, verdict
+from svf_rl.studies.training import Recipe, train
 
 FORMS = ("none", *map(str, Form))
 SHARP = 20.0  # the published temperature
-BINS = 20
 
 
 @dataclass(frozen=True)
@@ -176,39 +161,6 @@ def published_start(width: int, context: int, vocabulary: int, rows: int = 16, h
     return _share((SHARP * predict(x + mixed)).sigmoid())
 
 
-def histograms(history: History) -> list[dict[str, Any]]:
-    """For each epoch how many batches had a loss within each of BINS ranges, the same for all epochs."""
-    epochs = np.split(np.array(history.losses), len(history.valid))
-    edges = np.histogram_bin_edges(history.losses, BINS)
-    return [
-        {"epoch": epoch, "from": float(low), "to": float(high), "batches": int(count)}
-        for epoch, losses in enumerate(epochs, 1)
-        for low, high, count in zip(edges, edges[1:], np.histogram(losses, edges)[0], strict=False)
-    ]
-
-
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def draw(rows: Sequence[Mapping[str, Any]], history: History) -> bytes:
-    """The histograms, one below the other, with each epoch's mean as a line."""
-    plot = Plot(figsize=(6, 1 + 1.4 * len(history.valid)), layout="constrained")
-    epochs = np.split(np.array(history.losses), len(history.valid))
-    for epoch, axes in enumerate(plot.subplots(len(epochs), 1, sharex=True, squeeze=False)[:, 0], 1):
-        own = [row for row in rows if row["epoch"] == epoch]
-        widths = [row["to"] - row["from"] for row in own]
-        axes.bar([row["from"] for row in own], [row["batches"] for row in own], widths, align="edge", color=COLOURS[0])
-        axes.axvline(float(epochs[epoch - 1].mean()), color=COLOURS[1])
-        axes.set_ylabel(f"epoch {epoch}: batches")
-    axes.set_xlabel("loss of a batch, nats per token")
-    return png(plot)
-
-
 def written(language: Language, config: SoftMaskStudyConfig, text: Text) -> dict[str, str]:
     """What the model writes after the prompt: until the context is full, and `tokens` tokens. A form that cannot says so."""
     prompt = [*sorted(text.codec.stop_ids)[:1], *text.codec.encode(config.prompt)]
@@ -266,7 +218,8 @@ def findings(rows: Sequence[Mapping[str, Any]], start: float, found: Mapping[tup
         if less:
             mean = mean_interval(less)
             how = verdict(mean)
-            said.append(f"{row['form']}: {how} no mask, {mean.value:+.4f} [{mean.low:+.4f}, {mean.high:+.4f}] nats per token less.")
+            lower = f"{mean.value:+.4f} [{mean.low:+.4f}, {mean.high:+.4f}] nats"
+            said.append(f"{row['form']}: {how} no mask, its test loss is lower by {lower}.")
     refused = [form for (form, _), one in found.items() if one["written"].get("tokens", "").startswith("refused")]
     return said + [f"{form} cannot write beyond its context." for form in refused]
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from svf_rl.errors import UserError
 from svf_rl.progress import Progress
 from svf_rl.studies import soft_mask
-from svf_rl.studies.scratch import History, Language, Text
-from svf_rl.studies.soft_mask import FORMS, SoftMaskStudyConfig, build, generate, histograms, published_start, saturated
+from svf_rl.studies.scratch import Language, Text
+from svf_rl.studies.soft_mask import FORMS, SoftMaskStudyConfig, build, generate, published_start, saturated
 
 SMALL = SoftMaskStudyConfig(
     forms="[none,bilinear,original,forget,selective]",
@@ -40,15 +40,6 @@ def moved(form: str, text: Text) -> Language:
             p.add_(0.3 * torch.randn(p.shape, generator=generator))
     language.constrain()
     return language
-
-
-def test_histograms_count_every_batch_once() -> None:
-    history = History(losses=[5.0, 4.0, 4.5, 3.0, 2.0, 3.5], valid=[4.0, 3.0])
-    rows = histograms(history)
-    assert [sum(row["batches"] for row in rows if row["epoch"] == epoch) for epoch in (1, 2)] == [3, 3]
-    for epoch, losses in ((1, history.losses[:3]), (2, history.losses[3:])):
-        for loss in losses:
-            assert any(row["epoch"] == epoch and row["batches"] and row["from"] <= loss <= row["to"] for row in rows)
 
 
 def test_saturated_gates_are_those_of_earlier_tokens(text: Text) -> None:

@@ -1,7 +1,7 @@
 """Training a small language model from scratch, in epochs; one that was stopped goes on.
 
 AdamW with decay on matrices only, warm-up and a cosine by the step, the gradient's norm clipped to 1. A batch is a pure function of
-(seed, step). After each epoch the weights, the optimiser and the history go into one file, at the end that of the trained model.
+(seed, step). After each epoch the weights, the optimiser and the history go into one file; after the last, no optimiser.
 
 Source: the recipe of karpathy/nanoGPT train.py.
 """
@@ -9,6 +9,7 @@ Source: the recipe of karpathy/nanoGPT train.py.
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def train(language: Language, text: Text, recipe: Recipe, seed: int, path: Path,
                 history.seconds.append(time.perf_counter() - begun)
                 done(1)
             history.valid.append(judge(language, text.valid)["nats"])
-            _save(path, language, optimizer, history, about)
+            _save(path, language, optimizer.state if epoch + 1 < recipe.epochs else {}, history, about)
     return history
 
 
@@ -96,10 +97,10 @@ def _update(language: Language, optimizer: torch.optim.Optimizer, ids: Int[Tenso
     return loss
 
 
-def _save(path: Path, language: Language, optimizer: torch.optim.Optimizer, history: History, about: str) -> None:
-    tensors = {f"p.{name}": p for name, p in language.named_parameters()}
+def _save(path: Path, language: Language, moments: Mapping[Tensor, Mapping[str, Tensor]], history: History, about: str) -> None:
+    tensors: dict[str, Tensor] = {f"p.{name}": p for name, p in language.named_parameters()}
     for name, p in language.named_parameters():
-        tensors |= {f"{key}.{name}": moment for key, moment in optimizer.state.get(p, {}).items()}
+        tensors |= {f"{key}.{name}": moment for key, moment in moments.get(p, {}).items()}
     write_tensors(path, tensors, {"history": json.dumps(vars(history)), "training": about})
 
 
@@ -117,7 +118,7 @@ def _resume(path: Path, language: Language, optimizer: torch.optim.Optimizer, ab
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"cannot go on from {str(path)!r} ({error}); remove it, or choose another out") from error
     for name, p in language.named_parameters():
-        if p.requires_grad:
+        if f"step.{name}" in stored:
             optimizer.state[p] = {key: stored[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
     return history
 

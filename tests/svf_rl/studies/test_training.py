@@ -10,6 +10,7 @@ import torch
 
 from svf_rl.attention.soft_mask import SoftMaskConfig, make_soft_mask
 from svf_rl.errors import Diverged, UserError
+from svf_rl.files import read_tensors
 from svf_rl.progress import Progress
 from svf_rl.studies import training
 from svf_rl.studies.scratch import Language, Shape, Text, as_base, new_model
@@ -69,6 +70,8 @@ def test_everything_is_trained_and_a_stopped_training_goes_on(
     resumed = train(again, text, RECIPE, 0, path, QUIET)
     assert (resumed.losses, resumed.valid) == (history.losses, history.valid)
     assert all(torch.equal(p, dict(whole.named_parameters())[name]) for name, p in again.named_parameters())
+    assert train(masked(shape, text), text, RECIPE, 0, path, QUIET) == resumed  # there is nothing left to do
+    assert not any(name.startswith("exp_avg") for name in read_tensors(path)[0])
 
 
 def test_a_checkpoint_of_another_model_or_a_damaged_one_is_refused(shape: Shape, text: Text, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ between it and the bound is the library's product of small matrices, what lies b
 
 Counted are two operations for each multiplication and addition of the matrix products and of attention; bytes are weights once,
 activations in and out of every product once, keys and values once. The learner's step is forward, gradient of the activations
-and gradient of each adapted weight (three times the forward), its projection on U and V, and the head, whose scores are made once and
-differentiated at once. A weight that stays in a cache may beat its bytes' bound; the embedded base is small enough.
+and gradient of each adapted weight (three times the forward), its projection on U and V, and the head, forward and back. A weight
+that stays in a cache may beat its bytes' bound; the embedded base is small enough.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,20 +1,26 @@
-"""The embedded base's forward pass with each attention module and without, and selective attention fast and by its definition."""
+"""The base's forward pass with each attention module and without, and selective attention fast and by its definition.
 
-from collections.abc import Iterator
+Two bases: the embedded one, of width 192, and four random layers in the shape of Qwen2.5-0.5B: what is made for every pair of
+tokens costs the same for each head, so its share falls with the width.
+"""
+
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
 from bench._measure import Row, row, side_by_side
+from bench.rollout import QWEN_HALF, random_base
 from svf_rl.adapters import make_adapter
 from svf_rl.attention import selective
 from svf_rl.attention.gated import GatedConfig, Output
 from svf_rl.attention.selective import SelectiveConfig
 from svf_rl.attention.shiftable import ShiftableConfig
 from svf_rl.attention.soft_mask import Form, SoftMaskConfig
-from svf_rl.base.load import BaseConfig, load_base
+from svf_rl.base.load import Base, BaseConfig, load_base
 
-ROWS, TOKENS, REPEATS, LENGTH = 16, 64, 15, 256
+ROWS, TOKENS, REPEATS, WIDE_REPEATS, LENGTH = 16, 64, 15, 5, 256
+WIDE = QWEN_HALF | {"num_hidden_layers": 4, "vocab_size": 2048}
 MODULES: dict[str, tuple[Any, str]] = {  # with the target of its time beside the base's
     "shiftable, one specialist": (ShiftableConfig(), "≤ 1.35"),
     "shiftable, 50 specialists, top 1": (ShiftableConfig(specialists=50, rank=2, top_k=1), ""),
@@ -29,17 +35,16 @@ MODULES: dict[str, tuple[Any, str]] = {  # with the target of its time beside th
 
 
 @torch.no_grad()
-def forwards() -> Iterator[Row]:
-    """ours: the adapted base; theirs: the base."""
-    base = load_base(BaseConfig())
-    other = load_base(BaseConfig())
+def forwards(base: Base, other: Base, modules: Iterable[str], repeats: int, where: str = "") -> Iterator[Row]:
+    """ours: the adapted base; theirs: the same without."""
     ids = torch.randint(0, 2000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
-    for name, (config, target) in MODULES.items():
+    for name in modules:
+        config, target = MODULES[name]
         adapter = make_adapter(base, config)
         adapter.install()
-        took = side_by_side(lambda: base.hidden(ids), lambda: other.hidden(ids), REPEATS, name)
+        took = side_by_side(lambda: base.hidden(ids), lambda: other.hidden(ids), repeats, name)
         adapter.uninstall()
-        yield row(f"forward, {name}", *took, "s", target)
+        yield row(f"forward, {name}{where}", *took, "s", target)
 
 
 @torch.no_grad()
@@ -60,7 +65,11 @@ def run() -> Iterator[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield from forwards()
+        embedded = load_base(BaseConfig())
+        yield from forwards(embedded, load_base(BaseConfig()), MODULES, REPEATS)
+        wide = [random_base(embedded, WIDE, torch.float32) for _ in range(2)]
+        promised = [name for name, (_, target) in MODULES.items() if target]
+        yield from forwards(*wide, promised, WIDE_REPEATS, ", 0.5B shape")
         yield selective_forms()
     finally:
         torch.set_num_threads(threads)

@@ -40,6 +40,7 @@ from svf_rl.base.load import Base
 from svf_rl.errors import UserError
 from svf_rl.progress import Progress
 
+CLOSED = -80.0  # log of the least factor of a float32 mask: no weight of a pair is left
 FADING = -4.0  # softplus(-4) = 0.02: with gamma at 1, half of the weight is gone after 38 tokens
 
 
@@ -130,9 +131,12 @@ class Bilinear(Annealed):
         query = (call.hidden.float() @ self.query_map.T).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key = call.features.float().unflatten(-1, (self.heads, -1)).transpose(1, 2)
         offset = self.offset[:, None, None]
-        z = query @ (key * (self.temperature / math.sqrt(self.config.rank))).transpose(2, 3)
-        own = F.one_hot(call.slot, call.key.shape[2])[:, None].bool()
-        return (F.logsigmoid(z + offset) - F.logsigmoid(offset)).masked_fill(own, 0.0)
+        scale = self.temperature / math.sqrt(self.config.rank)
+        z = torch.baddbmm(
+            offset.repeat(len(query), 1, 1), (query * scale).flatten(0, 1), key.flatten(0, 1).transpose(1, 2)
+        ).unflatten(0, (len(query), -1))  # in one pass: what is made for every pair costs most of a small base's forward
+        own = call.slot[:, None, :, None].expand(*z.shape[:3], 1)
+        return log_sigmoid(z).sub_(F.logsigmoid(offset)).scatter_(-1, own, 0.0)
 
 
 class Original(Annealed):
@@ -147,7 +151,7 @@ class Original(Annealed):
         if call.key.shape[2] > len(self.positions) and int(position.max()) >= len(self.positions):
             raise ValueError(f"form=original knows {len(self.positions)} positions, found {int(position.max()) + 1}")
         z = self.temperature * (call.hidden.float() @ self.positions.T)
-        return (F.logsigmoid(z) + math.log(2)).gather(-1, position.expand(len(z), -1, -1))[:, None]
+        return (log_sigmoid(z) + math.log(2)).gather(-1, position.expand(len(z), -1, -1))[:, None]
 
 
 class Fading(SoftMaskPatch):
@@ -175,9 +179,9 @@ class Forget(Fading):
 
     def log_mask(self, call: Call) -> Float[Tensor, "B H T S"]:
         assert call.features is not None
-        total = call.features.float().cumsum(1).transpose(1, 2)
+        total = call.features.float().cumsum(1).transpose(1, 2) * self.gamma[:, None]
         now = total.gather(-1, call.slot[:, None].expand(len(total), total.shape[1], -1))
-        return -self.gamma[:, None, None] * (now[..., None] - total[:, :, None]).clamp(min=0)
+        return (total[:, :, None] - now[..., None]).clamp_(max=0)
 
 
 class Selective(Fading):
@@ -193,6 +197,11 @@ class Selective(Fading):
         taken = (call.visible & ~own).float() @ used
         first = call.visible.int().cumsum(-1) == 1
         return -self.gamma[:, None, None] * taken.masked_fill(first, 0.0)[:, None]
+
+
+def log_sigmoid(z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """log sigmoid(z). Where no gradient is wanted, cut off at CLOSED: two plain passes take half of the time of the exact one."""
+    return F.logsigmoid(z) if torch.is_grad_enabled() else z.sigmoid().log_().clamp_(min=CLOSED)
 
 
 def make_soft_mask(base: Base, config: SoftMaskConfig, progress: Progress) -> AttentionAdapter:

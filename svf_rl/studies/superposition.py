@@ -44,8 +44,8 @@ class SuperpositionConfig:
     heads: str = "[2,3,4]"
     seeds: int = 5
     base_steps: int = 3000
-    steps: int = 2000
-    restarts: int = 4
+    steps: int = 2500
+    restarts: int = 12
     rows: int = 96
     copies: int = 3
     penalty: float = 0.1

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure as Plot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svf_rl.errors import UserError
+from svf_rl.errors import UserError, check_at_least
 from svf_rl.evaluate.figures import COLOURS, png
 from svf_rl.files import write_bytes, write_tensors
 from svf_rl.progress import Progress
@@ -42,8 +42,9 @@ class BlockConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.width, self.heads, self.experts, self.vocabulary, self.draws) < 1 or self.width % self.heads:
-            raise UserError(f"expected counts of at least 1, and a width that is a multiple of heads, found {self}")
+        check_at_least(1, self, "width heads experts vocabulary draws", "block.")
+        if self.width % self.heads:
+            raise UserError(f"expected a block.width that is a multiple of block.heads, found {self.width} and {self.heads}")
 
 
 class Block(nn.Module):

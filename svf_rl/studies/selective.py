@@ -29,7 +29,7 @@ from torch import Tensor
 from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.attention.host import Call
 from svf_rl.attention.selective import Form, Linear, SelectiveConfig, make_selective, naive
-from svf_rl.errors import UserError
+from svf_rl.errors import UserError, check_at_least
 from svf_rl.evaluate.figures import COLOURS, png
 from svf_rl.evaluate.stats import Interval, mean_interval
 from svf_rl.files import write_bytes
@@ -70,10 +70,12 @@ class SelectiveStudyConfig:
 
     def __post_init__(self) -> None:
         wrong = [name for name in listed(self.mha_type) if name not in TYPES]
-        counts = (self.seeds, self.layers, self.length, self.rank, self.hidden, self.epochs, self.batches, self.rows)
-        if wrong or set(listed(self.rope)) - {"true", "false"} or min(counts) < 1 or self.naive_rows < 0:
-            raise UserError(f"expected mha_type among {list(TYPES)}, rope true or false, and counts of at least 1, found {self}")
-        if self.heads < 1 or self.width % (2 * self.heads):
+        if wrong or set(listed(self.rope)) - {"true", "false"}:
+            found = f"{self.mha_type} and {self.rope}"
+            raise UserError(f"expected selective.mha_type among {list(TYPES)} and selective.rope true or false, found {found}")
+        check_at_least(1, self, "seeds width layers heads length rank hidden epochs batches rows", "selective.")
+        check_at_least(0, self, "naive_rows", "selective.")
+        if self.width % (2 * self.heads):
             raise UserError(f"expected a width that is an even multiple of heads, found {self.width} and {self.heads}")
 
 

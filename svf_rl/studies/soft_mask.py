@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from svf_rl.attention.soft_mask import Bilinear, Form, Original, SoftMaskConfig, make_soft_mask
-from svf_rl.errors import UserError
+from svf_rl.errors import UserError, check_at_least
 from svf_rl.evaluate.figures import COLOURS, png
 from svf_rl.evaluate.stats import mean_interval
 from svf_rl.files import write_bytes, write_text
@@ -67,10 +67,10 @@ class SoftMaskStudyConfig:
 
     def __post_init__(self) -> None:
         wrong = [name for name in listed(self.forms) if name not in FORMS]
-        counts = (self.seeds, self.layers, self.context, self.rank, self.epochs, self.batches, self.rows, self.tokens)
-        if wrong or min(counts) < 1:
-            raise UserError(f"expected forms among {list(FORMS)}, and counts of at least 1, found {self}")
-        if self.heads < 1 or self.width % (2 * self.heads):
+        if wrong:
+            raise UserError(f"expected soft_mask.forms among {list(FORMS)}, found {self.forms}")
+        check_at_least(1, self, "seeds width layers heads feed_forward context rank epochs batches rows tokens", "soft_mask.")
+        if self.width % (2 * self.heads):
             raise UserError(f"expected a width that is an even multiple of heads, found {self.width} and {self.heads}")
 
 

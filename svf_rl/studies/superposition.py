@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from svf_rl.errors import UserError
+from svf_rl.errors import UserError, check_at_least
 from svf_rl.files import write_bytes, write_tensors
 from svf_rl.progress import Progress
 from svf_rl.settings import listed
@@ -54,8 +54,9 @@ class SuperpositionConfig:
 
     def __post_init__(self) -> None:
         wrong = [name for name in listed(self.heads) if name not in map(str, SETTINGS)]
-        if wrong or min(self.seeds, self.base_steps, self.steps, self.restarts, self.rows, self.copies) < 1:
-            raise UserError(f"expected heads among {list(SETTINGS)}, and counts of at least 1, found {self}")
+        if wrong:
+            raise UserError(f"expected superposition.heads among {list(SETTINGS)}, found {self.heads}")
+        check_at_least(1, self, "seeds base_steps steps restarts rows copies", "superposition.")
 
     def weight(self, done: float) -> float:
         """The penalty's weight after a share of the steps."""

@@ -55,7 +55,7 @@ def test_without_out_the_folder_has_the_name_of_the_study(svf_rl: Callable[..., 
 
 def test_a_mistake_is_one_line(svf_rl: Callable[..., Any]) -> None:
     assert svf_rl("study", "name=superpositon").mistake.startswith("unknown study 'superpositon'; did you mean superposition")
-    assert "expected heads among [2, 3, 4]" in svf_rl("study", "superposition.heads=[5]").mistake
+    assert "expected superposition.heads among [2, 3, 4]" in svf_rl("study", "superposition.heads=[5]").mistake
 
 
 def test_a_table_wider_than_the_terminal_is_not_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,5 +69,5 @@ def test_the_study(tmp_path: Path) -> None:
 
 
 def test_a_width_that_no_heads_divide_is_refused() -> None:
-    with pytest.raises(UserError, match="multiple of heads"):
+    with pytest.raises(UserError, match="multiple of block.heads"):
         BlockConfig(width=10, heads=4)

@@ -66,7 +66,10 @@ class Layer:
         self.memory = F.pad(self.memory[:, :, :, seen], (0, 0, front, behind))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        self.memory = self.memory.index_select(1, rows)
+        """Only those that change their place are copied."""
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        self.memory[:, moved] = self.memory[:, rows[moved]]
+        self.memory = self.memory[:, : len(rows)]
 
     def project(
         self, x: Float[Tensor, "n time width"], turns: Complex[Tensor, "n time 1 half"] | None

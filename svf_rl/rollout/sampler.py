@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -190,12 +190,20 @@ class _Batch:
             self.index[row] = -1
 
     def _shrink(self) -> None:
-        keep = (self.index >= 0).nonzero().flatten()
+        keep = compacted(self.index >= 0)
         rows = (self.index, self.start, self.count, self.limit, self.kind)
         self.index, self.start, self.count, self.limit, self.kind = (x[keep] for x in rows)
         on_device = keep.to(self.base.device)
         self.ids, self.logprobs, self.uniforms = (x[on_device] for x in (self.ids, self.logprobs, self.uniforms))
         self.forward.keep(on_device)
+
+
+def compacted(alive: Bool[Tensor, " rows"]) -> Int[Tensor, " kept"]:
+    """The rows that are alive, in an order that moves few of them: the last of them take the places of the others."""
+    keep = torch.arange(int(alive.sum()))
+    dead = ~alive[: len(keep)]
+    keep[dead] = alive[len(keep) :].nonzero().flatten() + len(keep)
+    return keep
 
 
 def draw(

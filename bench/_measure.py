@@ -51,11 +51,11 @@ def seconds(side: Side) -> float:
 
 
 def turns(sides: Mapping[str, Side], rounds: int, what: str, warm: int = 1) -> dict[str, list[float]]:
-    """Seconds of each side in each round, after `warm` rounds that do not count."""
+    """Seconds of each side in each round, after `warm` rounds that do not count; every other round is in the opposite order."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     with BAR.count((warm + rounds) * len(sides), what) as done:
         for turn in range(warm + rounds):
-            for name, side in sides.items():
+            for name, side in list(sides.items())[:: -1 if turn % 2 else 1]:
                 took = seconds(side)
                 if turn >= warm:
                     taken[name].append(took)

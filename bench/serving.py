@@ -21,7 +21,7 @@ from svf_rl.svf.adapter import SVFAdapter, SVFConfig, make_svf
 from svf_rl.types import Expert
 
 EXPERTS, ROWS, TOKENS = 8, 64, 32
-FORWARDS, SWITCHES, BATCHES = 31, 9, 5  # rounds
+FORWARDS, SWITCHES, BATCHES = 101, 9, 5  # rounds
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from scipy import stats
 from svf_rl.base.load import Base
 from svf_rl.errors import UserError
 from svf_rl.rollout.engine import Engine
-from svf_rl.rollout.sampler import PREFILL, Sampling, draw, sample
+from svf_rl.rollout.sampler import PREFILL, Sampling, compacted, draw, sample
 from svf_rl.svf.adapter import SVFAdapter
 from svf_rl.svf.factorize import factorize
 from svf_rl.svf.linear import SVFLinear
@@ -343,6 +343,13 @@ def test_copies_are_prefilled_once_and_finished_rows_leave(
     assert sum(rows for rows, _ in calls.prefills) < 28  # at most once for each refill that the copies of a prompt straddle
     assert sum(calls.decodes) < 1.25 * needed
     assert needed < 0.7 * 56 * NEW
+
+
+@pytest.mark.parametrize("alive", ["", "0", "1", "0011", "1100", "0110101", "1111"])
+def test_a_shrinking_batch_keeps_the_living_and_moves_only_into_gaps(alive: str) -> None:
+    kept = compacted(torch.tensor([mark == "1" for mark in alive], dtype=torch.bool)).tolist()
+    assert sorted(kept) == [i for i, mark in enumerate(alive) if mark == "1"]
+    assert all(row == place or alive[place] == "0" for place, row in enumerate(kept))
 
 
 def test_prompts_of_similar_length_are_prefilled_together(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 
+def cache_root() -> Path:
+    """Where things are kept that can be made again: $SVF_RL_CACHE, or svf-rl in the user's cache folder."""
+    return Path(os.environ.get("SVF_RL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svf-rl")
+
+
 def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:
     """Replace the file's content in one step. OSError as from any write; the old file is then still there."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

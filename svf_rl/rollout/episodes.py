@@ -114,9 +114,15 @@ def play(
         of_turn = {**rows, "kinds": [rows["kinds"][i] for i in going]} if rows.get("kinds") is not None else rows
         turn_seeds = [draw_seed(seeds[i], turn) if turn else seeds[i] for i in going]
         prompts = [episodes[i].ids for i in going]  # type: ignore[union-attr]
-        completions = sample(base, prompts, sampling, turn_seeds, done=None if turn else done, **of_turn)
-        for i, completion in zip(going, completions, strict=True):
+
+        def ended(place: int, completion: Completion, going: list[int] = going, first: bool = turn == 0) -> None:
+            """Grade it while others are still being written."""
+            i = going[place]
             episodes[i] = _graded_turn(base, env, split, indices[i], _extended(base, episodes[i], completion))
+            if first and done:
+                done(1)
+
+        sample(base, prompts, sampling, turn_seeds, ended=ended, **of_turn)
         going = [i for i in going if (e := episodes[i]) is not None and not e.own[-1]]  # the environment has spoken last
     return episodes
 

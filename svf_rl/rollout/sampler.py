@@ -1,9 +1,12 @@
 """Prompt ids in, completions out: batched sampling with a key/value cache.
 
+Small float32 bases on the processor are run by native.py, whole rollouts at a time. Everything else is run here, a step at a time,
+with the forward pass of engine.py, or of the library.
+
 The batch has a fixed number of rows. A row that finishes is retired at once; when enough rows are free (an eighth), the next
 prompts, longest first and so of similar lengths, are prefilled together, equal prompts once, and take their place; when no prompt
 is left, the batch shrinks. So hardly a step is spent on finished rows. Ids and float32 log-probabilities are recorded as they are
-drawn and nothing is tokenised again. What runs the tokens is in engine.py.
+drawn and nothing is tokenised again.
 
 Every row draws from its own stream of uniform numbers, made from its own seed: token = the first whose cumulative probability
 exceeds the next number. A completion therefore does not depend on which rows it shared a batch with.
@@ -16,7 +19,8 @@ scheduler.
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +30,8 @@ from torch.nn import functional as F
 
 from svf_rl.base.load import Base
 from svf_rl.errors import UserError
-from svf_rl.rollout.engine import make_forward
+from svf_rl.rollout.engine import Unknown, make_forward
+from svf_rl.rollout.native import Native
 from svf_rl.types import Completion
 
 PREFILL = 1024  # padded tokens of prompts that are run at once
@@ -55,28 +60,55 @@ def sample(
     seeds: Sequence[int],
     kinds: Sequence[int] | None = None,
     choose: Callable[[Int[Tensor, " rows"]], None] | None = None,
-    done: Callable[[int], None] | None = None,
+    ended: Callable[[int, Completion], None] | None = None,
 ) -> list[Completion]:
     """One completion per prompt, in order; seeds[i] decides the draws of completion i.
 
     kinds[i] says what completion i is written with, e.g. the number of an expert: before every forward pass, `choose` is called
-    with the kinds of its rows (of some earlier row where one is idle). `done` is told how many completions have ended since its
-    last call. UserError for an empty prompt, or one that leaves no room in the base's context.
+    with the kinds of its rows (of some earlier row where one is idle). `ended` is told every completion, by its index, while others
+    are still being written. UserError for an empty prompt, or one that leaves no room in the base's context.
     """
     check_prompts(base, prompts)
     if not prompts:
         return []
-    batch = _Batch(base, prompts, sampling, seeds, kinds or [0] * len(prompts), choose or _nothing)
     found: dict[int, Completion] = {}
-    for ended in batch.run():
-        found.update(ended)
-        if ended and done:
-            done(len(ended))
+    with closing(_run(base, prompts, sampling, seeds, kinds or [0] * len(prompts), choose or _nothing)) as batch:
+        for some in batch:
+            found.update(some)
+            for index, completion in some.items() if ended else ():
+                ended(index, completion)  # type: ignore[misc]
     return [found[i] for i in range(len(prompts))]
+
+
+def _run(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    kinds: Sequence[int],
+    choose: Callable[[Tensor], None],
+) -> Generator[dict[int, Completion]]:
+    """Completions as they end, by what is fastest of that which can run this base as it now is."""
+    capacity = min(base.context, max(map(len, prompts)) + sampling.max_tokens)
+    try:
+        native = Native(base, capacity, torch.tensor(sorted(set(kinds))), choose)
+    except Unknown:
+        yield from _Batch(base, prompts, sampling, seeds, kinds, choose, capacity).run()
+        return
+    uniforms = torch.stack([uniform_numbers(seed, sampling.max_tokens) for seed in seeds])
+    limits = [min(sampling.max_tokens, base.context - len(prompt)) for prompt in prompts]
+    tagged = [(kind, *prompt) for kind, prompt in zip(kinds, prompts, strict=True)]
+    rows = min(sampling.rows, len(prompts))
+    yield from native.run(tagged, sampling.max_tokens, sampling.temperature, rows, uniforms, limits, sorted(base.codec.stop_ids))
 
 
 def _nothing(kinds: Tensor) -> None:
     """All rows are of one kind."""
+
+
+def uniform_numbers(seed: int, n: int) -> Float[Tensor, " n"]:
+    """What a completion draws its tokens with; the first are the same for every n."""
+    return torch.rand(n, generator=torch.Generator().manual_seed(seed))
 
 
 def draw_seed(*parts: int) -> int:
@@ -104,13 +136,14 @@ class _Batch:
         seeds: Sequence[int],
         kinds: Sequence[int],
         choose: Callable[[Tensor], None],
+        capacity: int,
     ) -> None:
         self.base, self.sampling, self.seeds, self.choose = base, sampling, seeds, choose
         self.prompts = [(kind, *prompt) for kind, prompt in zip(kinds, prompts, strict=True)]
         self.queue = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), self.prompts[i]))  # copies side by side
         rows, device = min(sampling.rows, len(prompts)), base.device
         choose(torch.tensor([kinds[0], kinds[-1]]))
-        self.forward = make_forward(base, rows, min(base.context, max(map(len, prompts)) + sampling.max_tokens))
+        self.forward = make_forward(base, rows, capacity)
         self.stops = torch.tensor(sorted(base.codec.stop_ids), device=device)
         self.index = torch.full((rows,), -1)
         self.start, self.count, self.limit, self.kind = (torch.zeros(rows, dtype=torch.long) for _ in range(4))
@@ -160,8 +193,7 @@ class _Batch:
         kind, *prompt = self.prompts[index]
         self.index[row], self.start[row], self.count[row], self.kind[row] = index, len(prompt), 0, kind
         self.limit[row] = min(self.sampling.max_tokens, self.base.context - len(prompt))
-        stream = torch.Generator().manual_seed(self.seeds[index])
-        self.uniforms[row] = torch.rand(self.sampling.max_tokens, generator=stream).to(self.uniforms.device)
+        self.uniforms[row] = uniform_numbers(self.seeds[index], self.sampling.max_tokens).to(self.uniforms.device)
 
     def _decode(self) -> None:
         """One more token for every row; idle rows (waiting for a refill) compute along and are ignored."""

@@ -9,7 +9,6 @@ Differs from the source (SakanaAI/self-adaptive-llms):
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from svf_rl.base.load import Base
 from svf_rl.errors import BaseError
-from svf_rl.files import read_tensors, write_tensors
+from svf_rl.files import cache_root, read_tensors, write_tensors
 from svf_rl.progress import Progress
 from svf_rl.types import Factors
 
@@ -97,9 +96,8 @@ def factorize(
 
 
 def cache_folder() -> Path:
-    """Where factors are kept: $SVF_RL_CACHE, or svf-rl/factors in the user's cache folder."""
-    root = os.environ.get("SVF_RL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svf-rl"
-    return Path(root) / "factors"
+    """Where factors are kept."""
+    return cache_root() / "factors"
 
 
 def truncation_error(weight: Float[Tensor, "out in"], factors: Factors) -> float:

@@ -229,9 +229,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *said: tuple[list[int], str]) -> N
     """The model writes these ids and stops for these reasons, turn by turn; the last one again and again."""
     script = list(said)
 
-    def write(base: Base, prompts: list[list[int]], *_: Any, **__: Any) -> list[Completion]:
+    def write(base: Base, prompts: list[list[int]], *_: Any, ended: Callable[[int, Completion], None], **__: Any) -> None:
         ids, stop = script.pop(0) if len(script) > 1 else script[0]
-        return [Completion(ids, [-1.0] * len(ids), stop) for _ in prompts]
+        for i in range(len(prompts)):
+            ended(i, Completion(ids, [-1.0] * len(ids), stop))
 
     monkeypatch.setattr(module, "sample", write)
 

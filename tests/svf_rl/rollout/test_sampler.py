@@ -1,6 +1,7 @@
 """The sampler against transformers' own `generate`, against a naive forward, and against enumerated distributions."""
 
 import random
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,16 +13,33 @@ from scipy import stats
 
 from svf_rl.base.load import Base
 from svf_rl.errors import UserError
-from svf_rl.rollout.engine import Engine
+from svf_rl.rollout import native
+from svf_rl.rollout.engine import Engine, Unknown
 from svf_rl.rollout.sampler import PREFILL, Sampling, compacted, draw, sample
 from svf_rl.svf.adapter import SVFAdapter
 from svf_rl.svf.factorize import factorize
 from svf_rl.svf.linear import SVFLinear
-from svf_rl.types import Expert
+from svf_rl.types import Completion, Expert
 
+WAYS = ["whole rollouts", "step by step"]
 _written: dict[Any, tuple[list[int], Any]] = {}
 LENGTHS = (1, 20, 3, 13, 8, 31, 5)
 NEW = 16
+
+
+@pytest.fixture(params=WAYS, autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test runs by native.py where that knows the base, and again by the engines for everything else."""
+    if request.param == "step by step":
+        monkeypatch.setattr(native, "check_fits", unknown)
+    return str(request.param)
+
+
+def unknown(base: Base, capacity: int) -> None:
+    raise Unknown("a test")
+
+
+step_by_step = pytest.mark.parametrize("way", WAYS[1:], indirect=True)
 
 
 def random_prompts(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[list[int]]:
@@ -124,7 +142,7 @@ SMALL = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 12,
+    "head_dim": 16,
     "max_position_embeddings": 128,
     "sliding_window": 6,
     "eos_token_id": 298,
@@ -197,9 +215,8 @@ def test_without_stop_tokens_every_completion_has_full_length(tiny_base: Base, s
 def test_the_end_of_the_context_ends_a_completion(base: Base) -> None:
     prompts = random_prompts((base.context - 1, base.context - 5, 4))
     done = sample(base, prompts, Sampling(30, 0.0), [0] * 3)
-    assert [len(c.ids) for c in done] == [1, 5, 30]
-    assert [c.stop for c in done] == ["length"] * 3
-    assert [c.ids for c in done] == [generated(base, p, len(c.ids)) for p, c in zip(prompts, done, strict=True)]
+    assert [(len(c.ids), c.stop) for c in done[:2]] == [(1, "length"), (5, "length")]
+    assert [c.ids for c in done] == [generated(base, p, n) for p, n in zip(prompts, (1, 5, 30), strict=True)]
 
 
 @pytest.mark.parametrize("tokens", [1, 2])
@@ -246,16 +263,24 @@ def test_greedy_records_the_logprobs_of_temperature_one(tiny_base: Base) -> None
         torch.testing.assert_close(torch.tensor(c.logprobs), naive_logprobs(tiny_base.model, prompt, c.ids, 1.0), atol=1e-4, rtol=0)
 
 
-def test_bfloat16_records_float32_logprobs_of_likeliest_tokens(base: Base, converted: Callable[..., Base]) -> None:
-    """In bfloat16 (8 bits) scores of another kernel differ by several per cent, so tokens may differ from `generate`'s where
-    two are nearly tied: what is written must be within that error of the best, and its log-probability too."""
+def test_bfloat16_is_no_further_from_the_truth_than_the_library_is(base: Base, converted: Callable[..., Base]) -> None:
+    """In bfloat16 (8 bits) scores of another kernel differ by several per cent, so tokens may differ from `generate`'s where two
+    are nearly tied. Against float32: what is recorded errs as much as the library's own bfloat16 forward does, within a quarter,
+    and a token that is written could be the best by such an error."""
     half, prompts = converted(base, torch.bfloat16), random_prompts()
-    for prompt, c in zip(prompts, sample(half, prompts, Sampling(8, 0.0, 3), [0] * len(prompts)), strict=True):
-        with torch.no_grad():
-            table = torch.log_softmax(half.model(torch.tensor([prompt + c.ids])).logits[0].float(), -1)[len(prompt) - 1 : -1]
-        chosen = table.gather(1, torch.tensor(c.ids)[:, None])[:, 0]
-        assert bool((table.amax(-1) - chosen < 0.25).all())
-        torch.testing.assert_close(torch.tensor(c.logprobs), chosen, atol=0.25, rtol=0)
+    found = sample(half, prompts, Sampling(8, 0.0, 3), [0] * len(prompts))
+    tables = [(scores(half.model, p, c.ids), scores(base.model, p, c.ids)) for p, c in zip(prompts, found, strict=True)]
+    error = max(float((theirs - truth).abs().max()) for theirs, truth in tables)
+    for c, (_, truth) in zip(found, tables, strict=True):
+        chosen = truth.gather(1, torch.tensor(c.ids)[:, None])[:, 0]
+        assert bool((truth.amax(-1) - chosen < 2 * error).all())
+        torch.testing.assert_close(torch.tensor(c.logprobs), chosen, atol=1.25 * error, rtol=0)
+
+
+@torch.no_grad()
+def scores(model: Any, prompt: list[int], ids: list[int]) -> torch.Tensor:
+    """Log-probabilities of the whole vocabulary after every prefix of `ids`, in float32."""
+    return torch.log_softmax(model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].float(), -1)
 
 
 # ---- a completion depends on its prompt and its seed, and on nothing else
@@ -312,6 +337,7 @@ def test_every_row_writes_under_its_own_expert(base: Base) -> None:
         adapter.uninstall()
 
 
+@step_by_step
 def test_only_equal_prompts_of_equal_kind_share_a_prefill(tiny_base: Base) -> None:
     seen: list[list[int]] = []
     prompts = [random_prompts()[1]] * 6
@@ -320,17 +346,26 @@ def test_only_equal_prompts_of_equal_kind_share_a_prefill(tiny_base: Base) -> No
 
 
 def test_every_end_is_told(tiny_base: Base, stopping: Callable[..., Base]) -> None:
-    told: list[int] = []
+    told: list[tuple[int, Completion]] = []
     base = stopping(tiny_base, set(range(0, 300, 12)))
-    sample(base, random_prompts() * 4, Sampling(NEW, 1.0, 8), range(28), done=told.append)
-    assert sum(told) == 28
-    assert min(told) > 0
-    assert len(told) > 4
+    found = sample(base, random_prompts() * 4, Sampling(NEW, 1.0, 8), range(28), ended=lambda *end: told.append(end))
+    assert sorted(i for i, _ in told) == list(range(28))
+    assert all(found[i] is completion for i, completion in told)
+
+
+def test_an_exception_while_others_are_written_ends_the_rollout(tiny_base: Base) -> None:
+    def interrupt(index: int, completion: Completion) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(tiny_base, random_prompts() * 40, Sampling(96, 1.0, 1), range(280), ended=interrupt)
+    assert [t.name for t in threading.enumerate() if t.name.startswith("rollout")] == []
 
 
 # ---- no work is wasted
 
 
+@step_by_step
 def test_copies_are_prefilled_once_and_finished_rows_leave(
     tiny_base: Base, stopping: Callable[..., Base], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +387,7 @@ def test_a_shrinking_batch_keeps_the_living_and_moves_only_into_gaps(alive: str)
     assert all(row == place or alive[place] == "0" for place, row in enumerate(kept))
 
 
+@step_by_step
 def test_prompts_of_similar_length_are_prefilled_together(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most PREFILL tokens at a time, padding included."""
     calls, lengths = Calls(monkeypatch), [*range(1, 128), *range(1, 128)]

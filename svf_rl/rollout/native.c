@@ -82,15 +82,15 @@ INLINE vec exp_of(vec x) {
     return (vec)((ivec)p + bits);
 }
 
-/* One tile: `count` tokens times one panel, y [count, columns] = or += x w. */
-INLINE void tile(int count, const float *x, num in, const float *w, const float *bias, float *y, num wide, int columns, int add) {
+/* One tile: `count` tokens, `stride` apart, times one panel; y [count, columns], rows `wide` apart, = or += x w. */
+INLINE void tile(int count, const float *x, num stride, num in, const float *w, const float *bias, float *y, num wide, int columns, int add) {
     vec sum[TILE][2];
     for (int i = 0; i < count; i++) for (int v = 0; v < 2; v++) sum[i][v] = bias ? AT(bias + v * LANES) : (vec){};
     for (num k = 0; k < in; k++, w += PANEL) {
         vec a = AT(w), b = AT(w + LANES);
         __builtin_prefetch(w + PANEL * in); /* of the next panel */
 #pragma GCC unroll 12
-        for (int i = 0; i < count; i++) { sum[i][0] += a * x[i * in + k]; sum[i][1] += b * x[i * in + k]; }
+        for (int i = 0; i < count; i++) { sum[i][0] += a * x[i * stride + k]; sum[i][1] += b * x[i * stride + k]; }
     }
     for (int i = 0; i < count; i++, y += wide) {
         if (columns == PANEL) for (int v = 0; v < 2; v++) AT(y + v * LANES) = sum[i][v] + (add ? AT(y + v * LANES) : (vec){});
@@ -98,8 +98,8 @@ INLINE void tile(int count, const float *x, num in, const float *w, const float 
     }
 }
 
-#define CASE(c) case c: tile(c, x, in, w, bias, y, wide, columns, add); break;
-static void tile_of(int count, const float *x, num in, const float *w, const float *bias, float *y, num wide, int columns, int add) {
+#define CASE(c) case c: tile(c, x, stride, in, w, bias, y, wide, columns, add); break;
+static void tile_of(num count, const float *x, num stride, num in, const float *w, const float *bias, float *y, num wide, int columns, int add) {
     switch (count) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if defined(__AVX512F__)
@@ -108,24 +108,23 @@ static void tile_of(int count, const float *x, num in, const float *w, const flo
     }
 }
 
-/* y [tokens, out] = or += x [tokens, in] w + bias, with y of `wide` columns. */
-static void product(num tokens, const float *x, num in, const float *w, const float *bias, float *y, num wide, num out, int add) {
-    num tiles = (tokens + TILE - 1) / TILE;
+/* y [tokens, out] = or += x [tokens, in] w + bias. Tiles are of sizes as equal as can be: one of two tokens takes as long as one of five. */
+static void product(num tokens, const float *x, num stride, num in, const float *w, const float *bias, float *y, num wide, num out, int add) {
     for (num c = 0; c < out; c += PANEL, w += PANEL * in)
-        for (num i = 0, t = tiles, count; t; i += count, t--) { /* of sizes as equal as can be: a tile of two takes as long as one of five */
-            count = (tokens - i) / t;
-            tile_of(count, x + i * in, in, w, bias ? bias + c : 0, y + i * wide + c, wide, out - c < PANEL ? out - c : PANEL, add);
+        for (num i = 0, tiles = (tokens + TILE - 1) / TILE, count; tiles; i += count, tiles--) {
+            count = (tokens - i) / tiles;
+            tile_of(count, x + i * stride, stride, in, w, bias ? bias + c : 0, y + i * wide + c, wide, out - c < PANEL ? out - c : PANEL, add);
         }
 }
 
-static void linear(const Worker *o, const Linear *l, const Token *token, num tokens, const float *x, float *y, num wide, int add) {
+static void linear(const Worker *o, const Linear *l, const Token *token, num tokens, const float *x, num stride, float *y, num wide, int add) {
     y += l->at;
-    if (l->w) product(tokens, x, l->in, l->w, l->bias, y, wide, l->out, add);
+    if (l->w) product(tokens, x, stride, l->in, l->w, l->bias, y, wide, l->out, add);
     if (!l->down) return;
-    product(tokens, x, l->in, l->down, 0, o->rank, l->rank, l->rank, 0);
+    product(tokens, x, stride, l->in, l->down, 0, o->rank, l->rank, l->rank, 0);
     for (num i = 0; i < tokens; i++)
         for (num r = 0; r < l->rank; r++) o->rank[i * l->rank + r] *= l->scale[token[i].kind * l->rank + r];
-    product(tokens, o->rank, l->rank, l->up, l->w ? 0 : l->bias, y, wide, l->out, add || l->w);
+    product(tokens, o->rank, l->rank, l->rank, l->up, l->w ? 0 : l->bias, y, wide, l->out, add || l->w);
 }
 
 /* y = x weight / root mean square of x; y may be x. */
@@ -247,13 +246,11 @@ INLINE void activate(float *gate, const float *up, num inner) {
 
 static void feed_forward(const Worker *o, const Layer *l, const Token *token, num tokens) {
     const Model *m = o->m;
+    num wide = 2 * m->inner + PANEL; /* rows a power of two apart would share one place in the processor's cache */
     norm(m, tokens, o->x, l->between, o->n);
-    for (int i = 0; i < 2 && l->up[i].out; i++) linear(o, &l->up[i], token, tokens, o->n, o->up, 2 * m->inner, 0);
-    for (num i = 0; i < tokens; i++) {
-        activate(o->up + i * 2 * m->inner, o->up + (i * 2 + 1) * m->inner, m->inner);
-        memmove(o->up + i * m->inner, o->up + i * 2 * m->inner, m->inner * sizeof(float));
-    }
-    linear(o, &l->down, token, tokens, o->up, o->x, m->width, 1);
+    for (int i = 0; i < 2 && l->up[i].out; i++) linear(o, &l->up[i], token, tokens, o->n, m->width, o->up, wide, 0);
+    for (num i = 0; i < tokens; i++) activate(o->up + i * wide, o->up + i * wide + m->inner, m->inner);
+    linear(o, &l->down, token, tokens, o->up, wide, o->x, m->width, 1);
 }
 
 /* Only the last tokens of prompts and rows go on after the last layer's attention. Returns how many there are. */
@@ -276,16 +273,16 @@ static num forward(const Worker *o, Token *token, num tokens) {
     for (num layer = 0; layer < m->layers; layer++) {
         const Layer *l = m->layer + layer;
         norm(m, tokens, o->x, l->before, o->n);
-        for (int i = 0; i < 3 && l->in[i].out; i++) linear(o, &l->in[i], token, tokens, o->n, o->qkv, wide, 0);
+        for (int i = 0; i < 3 && l->in[i].out; i++) linear(o, &l->in[i], token, tokens, o->n, m->width, o->qkv, wide, 0);
         for (num i = 0; i < tokens; i++) remember(o, l, layer, token + i, o->qkv + i * wide);
         for (num i = 0; i < tokens; i++)
             if (layer + 1 < m->layers || token[i].last) attend(o, layer, token + i, o->qkv + i * wide, o->heads + i * all);
         if (layer + 1 == m->layers) tokens = only_last(o, token, tokens);
-        linear(o, &l->o, token, tokens, o->heads, o->x, m->width, 1);
+        linear(o, &l->o, token, tokens, o->heads, all, o->x, m->width, 1);
         feed_forward(o, l, token, tokens);
     }
     norm(m, tokens, o->x, m->norm, o->n);
-    linear(o, &m->head, token, tokens, o->n, o->scores, up_to(m->vocabulary, SCORES), 0);
+    linear(o, &m->head, token, tokens, o->n, m->width, o->scores, up_to(m->vocabulary, SCORES), 0);
     return tokens;
 }
 
@@ -415,7 +412,7 @@ void work(Task *t, num rows) {
     for (num i = 0; i <= rows; i++) prompt[i].memory = floats(t, slots_of(t, 0) * slot), prompt[i].scores = floats(t, wide);
     Worker o = {t, m, row, prompt, room(t, (BLOCK + max(rows, t->longest)) * sizeof(Token)), rows, rows + 1,
                 floats(t, BLOCK * m->width), floats(t, BLOCK * m->width), floats(t, BLOCK * (m->heads + 2 * m->kv) * m->size),
-                floats(t, BLOCK * m->heads * m->size), floats(t, BLOCK * 2 * m->inner), floats(t, BLOCK * m->ranks),
+                floats(t, BLOCK * m->heads * m->size), floats(t, BLOCK * (2 * m->inner + PANEL)), floats(t, BLOCK * m->ranks),
                 floats(t, max(wide, t->longest + t->most + 2 * LANES)), floats(t, BLOCK * wide)};
     if (!t->failed) loop(&o);
     for (num i = 0; i < rows; i++) free(row[i].memory);

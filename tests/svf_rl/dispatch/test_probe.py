@@ -55,11 +55,11 @@ class TestOnToys:
     def test_own_prompts_are_accepted_others_not_and_one_more_expert_changes_no_number(
         self, base: Base, adapter: SVFAdapter, draw: Callable[..., Expert]
     ) -> None:
-        config, quiet = ProbeConfig(prompts=200, tolerance=2.0), Progress(quiet=True)
+        config, quiet = ProbeConfig(prompts=200, tolerance=1.2), Progress(quiet=True)
         letter, plain = draw(0), draw(1, env="toys:toys/Plain-v0")
         prompts = ["test 77:", "say 123456", "the sum of nothing at all", "train 12:"]
         alone = make_probe(base, adapter, {"letter": letter}, config, quiet).decide(prompts)
         both = make_probe(base, adapter, {"letter": letter, "plain": plain}, config, quiet).decide(prompts)
-        assert both.labels == ["base", "plain", "base", "letter"] or both.labels == ["letter", "plain", "base", "letter"]
+        assert both.labels == ["base", "plain", "base", "letter"]
         assert both.weights.sum(1).tolist() == [float(label != "base") for label in both.labels]
         assert [s["letter"] for s in both.scores] == [s["letter"] for s in alone.scores]

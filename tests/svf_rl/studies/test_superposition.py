@@ -65,7 +65,7 @@ def test_tables_are_attention_pair_by_pair(gated: bool) -> None:
 
 def test_a_model_by_itself_says_the_same() -> None:
     at, model = places(drawn(4)[0], 8), Heads(3, 2, 8, True, 3)
-    assert torch.equal(model.only(1)(at)[0], model(at)[1])
+    torch.testing.assert_close(model.only(1)(at)[0], model(at)[1], rtol=0, atol=1e-6)  # products of fewer heads round differently
 
 
 def by_hand(shared: bool) -> tuple[Examples, torch.Tensor]:

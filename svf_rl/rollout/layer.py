@@ -135,7 +135,7 @@ class Product:
         if len(weights) == len(known) and sum(weight.numel() for weight, _ in weights) <= PACKED:
             self.parts, self.order = [pack(weights, order)], None
         factors = [mixed(module) for module in modules]
-        if all(f is not None and f[0].numel() <= PACKED for f in factors):
+        if all(f is not None and f[3] is None and f[0].numel() <= PACKED for f in factors):
             self.parts, self.order = [pack_mixed(modules, factors, order)], None
 
     def __call__(self, x: Float[Tensor, "n time in"]) -> Float[Tensor, "n time out"]:
@@ -159,10 +159,10 @@ def pack(weights: Sequence[tuple[Tensor, Tensor | None]], order: Tensor | None) 
 
 def pack_mixed(modules: Sequence[Any], factors: Sequence[Any], order: Tensor | None) -> Callable[[Tensor], Tensor]:
     """U (rows * Vt x) of several layers, with copies of U and Vt laid out for it: one product with all Vt, one with each U."""
-    down = torch.cat([vt for _, vt, _ in factors]).T.contiguous()
+    down = torch.cat([vt for _, vt, *_ in factors]).T.contiguous()
     outs, ranks = ([part.shape[i] for part, *_ in factors] for i in (0, 1))
     shifts = [None] * len(outs) if order is None else [o - sum(outs[:i]) for i, o in enumerate(order.split(outs))]
-    ups = [(u if shift is None else u[shift]).T.contiguous() for (u, _, _), shift in zip(factors, shifts, strict=True)]
+    ups = [(u if shift is None else u[shift]).T.contiguous() for (u, *_), shift in zip(factors, shifts, strict=True)]
     bias = pack_bias([f[0] for f in factors], [f[2] for f in factors], order)
 
     def product(x: Tensor) -> Tensor:
@@ -191,8 +191,8 @@ def dense(module: nn.Module) -> tuple[Float[Tensor, "out in"], Float[Tensor, " o
     return module.weight.T if isinstance(module, Conv1D) else module.weight, module.bias
 
 
-def mixed(module: Any) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """Factors U [out, r] and Vt [r, in] and bias of a layer whose rows each have their own scale; None for any other."""
+def mixed(module: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None:
+    """Factors U [out, r] and Vt [r, in], bias, and the weight they add to if any, where every row has its own scale; else None."""
     return module.mixed() if hasattr(module, "mixed") else None
 
 

@@ -1,4 +1,4 @@
-"""Whole rollouts of small float32 bases on the processor: native.c writes all completions, with no Python between two tokens.
+"""Whole rollouts of float32 bases on the processor: native.c writes all completions, with no Python between two tokens.
 
 On a small base an operation is over before the next one has been asked for, and between two of them everything passes through main
 memory. So the whole loop (prefill, layers, draw, refill of rows that end) is one function of C. Each thread runs it on rows of its
@@ -43,7 +43,7 @@ from svf_rl.types import Completion
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
 SOURCE = Path(__file__).with_suffix(".c")
 FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "phi3"}  # root-mean-square norms, rotation, SiLU
-LARGEST = 1 << 26  # numbers in a base: every thread reads all of them for each token of its rows
+SMALL, FEW = 1 << 23, 16  # numbers in a base that the processor's cache holds; rows of a thread that are worth reading a larger one
 POLL = 0.02  # seconds between two looks at what has ended
 TOLERANCE = 1e-4  # nats
 _log = logging.getLogger(__name__)
@@ -73,15 +73,17 @@ class _Task(ctypes.Structure):
 
 
 class Native:
-    """A base as it is adapted now, laid out for native.c. Unknown if it cannot be.
+    """A base as it is adapted now, laid out for native.c, for so many rows. Unknown if it cannot be.
 
     kinds: what there is to choose from with `choose` (see `sampler.sample`); where every kind has its own scale of singular
     values, row i of the modules' tables belongs to kinds[i].
     """
 
     @torch.no_grad()
-    def __init__(self, base: Base, capacity: int, kinds: Int[Tensor, " kinds"], choose: Callable[[Tensor], None]) -> None:
-        check_fits(base, capacity)
+    def __init__(
+        self, base: Base, rows: int, capacity: int, kinds: Int[Tensor, " kinds"], choose: Callable[[Tensor], None]
+    ) -> None:
+        check_fits(base, rows, capacity)
         self.library, self.base, self.kinds = library(), base, kinds.tolist()
         self._alive: list[Tensor] = []  # what the pointers point to
         choose(kinds)
@@ -135,8 +137,9 @@ class Native:
             weight, bias = own
             (found.outputs, found.inputs), found.w = weight.shape, self._panels(weight)
         elif factors is not None:
-            u, vt, bias = factors
+            u, vt, bias, added = factors
             (found.outputs, found.rank), found.inputs = u.shape, vt.shape[1]
+            found.w = None if added is None else self._panels(added)
             found.down, found.up, found.scale = self._panels(vt), self._panels(u), self._keep(cast(Tensor, module.rows))
             self.model.ranks = max(self.model.ranks, found.rank)
         else:
@@ -241,7 +244,7 @@ class Arrays:
         return Completion(ids, self.logprob[answer, :n].tolist(), "stop" if ids[-1] in self.stops else "length")
 
 
-def check_fits(base: Base, capacity: int) -> None:
+def check_fits(base: Base, rows: int, capacity: int) -> None:
     """Unknown for another device, type, family, size or attention than native.c knows, or a model that somebody has hooked into."""
     check_known(base)
     model, config = base.model, base.model.config
@@ -251,8 +254,8 @@ def check_fits(base: Base, capacity: int) -> None:
         raise Unknown(f"{config.model_type!r} is another kind of decoder")
     if any((window(config, i) or capacity) < capacity for i in range(config.num_hidden_layers)):
         raise Unknown("some layers see only a window")
-    if sum(p.numel() for p in model.parameters()) > LARGEST:
-        raise Unknown("it is large: torch's own operations are as fast")
+    if rows < FEW * torch.get_num_threads() and sum(p.numel() for p in model.parameters()) > SMALL:
+        raise Unknown("it is large, and every thread would read all of it for a few rows")
     if not is_plain(model.get_output_embeddings()):
         raise Unknown("its head is not the library's own")
 

@@ -1,6 +1,6 @@
 """Prompt ids in, completions out: batched sampling with a key/value cache.
 
-Small float32 bases on the processor are run by native.py, whole rollouts at a time. Everything else is run here, a step at a time,
+Float32 bases on the processor are run by native.py, whole rollouts at a time. Everything else is run here, a step at a time,
 with the forward pass of engine.py, or of the library.
 
 The batch has a fixed number of rows. A row that finishes is retired at once; when enough rows are free (an eighth), the next
@@ -89,16 +89,15 @@ def _run(
     choose: Callable[[Tensor], None],
 ) -> Generator[dict[int, Completion]]:
     """Completions as they end, by what is fastest of that which can run this base as it now is."""
-    capacity = min(base.context, max(map(len, prompts)) + sampling.max_tokens)
+    rows, capacity = min(sampling.rows, len(prompts)), min(base.context, max(map(len, prompts)) + sampling.max_tokens)
     try:
-        native = Native(base, capacity, torch.tensor(sorted(set(kinds))), choose)
+        native = Native(base, rows, capacity, torch.tensor(sorted(set(kinds))), choose)
     except Unknown:
         yield from _Batch(base, prompts, sampling, seeds, kinds, choose, capacity).run()
         return
     uniforms = torch.stack([uniform_numbers(seed, sampling.max_tokens) for seed in seeds])
     limits = [min(sampling.max_tokens, base.context - len(prompt)) for prompt in prompts]
     tagged = [(kind, *prompt) for kind, prompt in zip(kinds, prompts, strict=True)]
-    rows = min(sampling.rows, len(prompts))
     yield from native.run(tagged, sampling.max_tokens, sampling.temperature, rows, uniforms, limits, sorted(base.codec.stop_ids))
 
 

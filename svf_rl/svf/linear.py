@@ -85,9 +85,11 @@ class SVFLinear(nn.Module):
         weight = self.merged(self._scale())
         return weight.T if isinstance(self.base, Conv1D) else weight, self.base.bias
 
-    def mixed(self) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"], Float[Tensor, " out"] | None] | None:
-        """U, Vt and the bias it acts with where every row has its own `rows`; None where it does not, or adds to the base."""
-        return None if self.rows is None or self.bypass or self.residual else (self.U, self.Vt, self.base.bias)
+    def mixed(self) -> tuple[Float[Tensor, "out r"], Float[Tensor, "r in"], Float[Tensor, " out"] | None, Tensor | None] | None:
+        """U, Vt and bias where every row has its own `rows`, and the base's weight [out, in] where they add to it; else None."""
+        if self.rows is None or self.bypass:
+            return None
+        return self.U, self.Vt, self.base.bias, matrix(self.base) if self.residual else None
 
     def _is_stale(self, z: Float[Tensor, " r"]) -> bool:
         """In-place operations count z's version up, fused optimisers do not: after a backward pass the values are compared."""

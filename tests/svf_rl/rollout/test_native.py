@@ -34,7 +34,7 @@ def nothing(kinds: torch.Tensor) -> None:
 def write(base: Base, prompts: list[list[int]], tokens: int = 12, rows: int = 5, temperature: float = 1.0) -> list[Completion]:
     """By native.c or not at all."""
     uniforms = torch.rand(len(prompts), tokens, generator=torch.Generator().manual_seed(0))
-    ready = Native(base, base.context, ONE, nothing)
+    ready = Native(base, rows, base.context, ONE, nothing)
     limits = [min(tokens, base.context - len(p)) for p in prompts]
     found = {}
     for some in ready.run([(0, *p) for p in prompts], tokens, temperature, rows, uniforms, limits, []):
@@ -68,9 +68,9 @@ def test_families_it_knows_run_on_it(known: Base) -> None:
 
 def test_a_window_that_is_longer_than_everything_is_none(architectures: dict[str, Base]) -> None:
     base = copy.copy(architectures["mistral"])
-    check_fits(base, 8)
+    check_fits(base, 1, 8)
     with pytest.raises(Unknown, match="window"):
-        check_fits(base, 9)
+        check_fits(base, 1, 9)
 
 
 def test_a_base_of_other_sizes(make_base: Callable[..., Base]) -> None:
@@ -131,26 +131,33 @@ def test_a_draw_is_the_first_token_whose_cumulative_mass_exceeds_the_number(tiny
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24, 1.0])
 def test_the_ends_of_the_unit_interval(tiny_base: Base, uniform: float) -> None:
-    ready = Native(tiny_base, 64, ONE, nothing)
+    ready = Native(tiny_base, 64, 64, ONE, nothing)
     ((found,),) = [some.values() for some in ready.run([(0, 5)], 4, 1.0, 1, torch.full((1, 4), uniform), [4], []) if some]
     assert all(0 <= i < 300 for i in found.ids)
     assert all(np.isfinite(found.logprobs))
 
 
-def test_kinds_have_factors_of_their_own(tiny_base: Base) -> None:
-    """Rows under different experts, against each expert merged."""
-    adapter = SVFAdapter(tiny_base.model, factorize(tiny_base, "attention+mlp"))
+@pytest.mark.parametrize("with_base", [False, True])
+@pytest.mark.parametrize("rank", [None, 5])
+def test_kinds_have_factors_of_their_own(tiny_base: Base, with_base: bool, rank: int | None) -> None:
+    """Rows under different experts, and the base, against each of them merged. The base adds an exact zero."""
+    adapter = SVFAdapter(tiny_base.model, factorize(tiny_base, "attention+mlp", rank))
     draws = [torch.Generator().manual_seed(seed) for seed in range(3)]
-    experts = [Expert({n: torch.empty_like(s).uniform_(0.8, 1.25, generator=g) for n, s in adapter.spectra.items()}) for g in draws]
-    prompts, kinds = some_prompts(12), [2, 0, 1] * 4
+    spread = [Expert({n: torch.empty_like(s).uniform_(0.8, 1.25, generator=g) for n, s in adapter.spectra.items()}) for g in draws]
+    experts: list[Expert | None] = [*spread[:2], None if with_base else spread[2]]
+    prompts, kinds, plain = some_prompts(12), [2, 0, 1] * 4, write(tiny_base, some_prompts(12))
     adapter.install()
     try:
         with adapter.mixtures(experts) as choose:
-            Native(tiny_base, 64, torch.tensor([0, 1, 2]), choose)  # it can
-            found = sample(tiny_base, prompts, Sampling(8, 1.0, 5), range(12), kinds, choose)
-        for k, expert in enumerate(experts):
+            ready = Native(tiny_base, 5, 64, torch.tensor([0, 1, 2]), choose)
+            tagged = [(k, *p) for k, p in zip(kinds, prompts, strict=True)]
+            uniforms = torch.rand(12, 12, generator=torch.Generator().manual_seed(0))
+            found = {i: c for some in ready.run(tagged, 12, 1.0, 5, uniforms, [12] * 12, []) for i, c in some.items()}
+        if with_base:
+            assert [found[i] for i in range(0, 12, 3)] == plain[::3]
+        for k, expert in enumerate(spread[:2]):
             adapter.load_expert(expert)
-            agree(tiny_base, prompts[kinds.index(k) :: 3], found[kinds.index(k) :: 3], atol=1e-4)
+            agree(tiny_base, prompts[kinds.index(k) :: 3], [found[i] for i in range(kinds.index(k), 12, 3)], atol=1e-4)
     finally:
         adapter.uninstall()
 
@@ -173,7 +180,7 @@ def test_weights_are_those_of_the_adapter_at_that_moment(tiny_base: Base) -> Non
 def test_scores_that_are_no_numbers_end_nothing_but_the_sense(tiny_base: Base) -> None:
     """A diverged base writes something, in bounds, and its log-probabilities say so."""
     base = dataclasses.replace(tiny_base, model=copy.deepcopy(tiny_base.model))
-    ready = Native(base, 64, ONE, nothing)
+    ready = Native(base, 64, 64, ONE, nothing)
     ready._alive[0].fill_(torch.nan)  # the table of embeddings
     for temperature in (0.0, 1.0):
         ((found,),) = [some.values() for some in ready.run([(0, 5)], 4, temperature, 1, torch.rand(1, 4), [4], []) if some]
@@ -199,30 +206,32 @@ def test_what_it_does_not_know_is_refused(name: str, tiny_base: Base) -> None:
     base = dataclasses.replace(tiny_base, model=copy.deepcopy(tiny_base.model))
     change(base.model)
     with pytest.raises(Unknown, match=reason):
-        Native(base, 64, ONE, nothing)
+        Native(base, 64, 64, ONE, nothing)
 
 
 @pytest.mark.parametrize("name", ["gemma", "gpt2"])
 def test_other_families_are_refused(name: str, architectures: dict[str, Base]) -> None:
     with pytest.raises(Unknown, match="another kind"):
-        Native(architectures[name], 64, ONE, nothing)
+        Native(architectures[name], 64, 64, ONE, nothing)
 
 
 def test_a_size_that_is_no_multiple_of_the_vectors_is_refused(make_base: Callable[..., Base]) -> None:
     shape = {"hidden_size": 36, "intermediate_size": 80, "num_hidden_layers": 1, "num_attention_heads": 3, "vocab_size": 300}
     with pytest.raises(Unknown, match="no multiple"):
-        Native(make_base(transformers.LlamaConfig(**shape, num_key_value_heads=3)), 64, ONE, nothing)
+        Native(make_base(transformers.LlamaConfig(**shape, num_key_value_heads=3)), 64, 64, ONE, nothing)
 
 
-def test_a_large_base_is_left_to_torch(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "LARGEST", 10_000)
+def test_a_large_base_is_left_to_torch_where_a_thread_has_few_rows(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "SMALL", 10_000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    check_fits(tiny_base, 64, 64)
     with pytest.raises(Unknown, match="large"):
-        check_fits(tiny_base, 64)
+        check_fits(tiny_base, 63, 64)
 
 
 @pytest.mark.parametrize("field", ["scale", "epsilon", "turned", "layers"])
 def test_a_base_that_is_read_wrongly_is_found_out(field: str, tiny_base: Base) -> None:
-    ready = Native(tiny_base, 64, ONE, nothing)
+    ready = Native(tiny_base, 64, 64, ONE, nothing)
     ready._check()
     setattr(ready.model, field, {"scale": 0.3, "epsilon": 0.5, "turned": 14, "layers": 1}[field])
     with pytest.raises(Unknown, match="differ"):

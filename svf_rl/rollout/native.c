@@ -421,5 +421,13 @@ void work(Task *t, num rows) {
     for (unsigned i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
+/* Weights [out, in] as panels [out / PANEL][in][PANEL], zeros beyond the last. */
+void pack(const float *w, num out, num in, float *panel) {
+    for (num first = 0; first < out; first += PANEL, panel += PANEL * in)
+        for (num k = 0; k < in; k += LANES) /* a square at a time: it is read by rows and written by columns */
+            for (num c = 0; c < PANEL; c++)
+                for (num i = k; i < in && i < k + LANES; i++) panel[i * PANEL + c] = first + c < out ? w[(first + c) * in + i] : 0;
+}
+
 num lanes(void) { return LANES; }
 num ended(Task *t) { return __atomic_load_n(&t->n_ended, __ATOMIC_ACQUIRE); }

@@ -6,8 +6,8 @@ own; no thread waits for another, nothing is padded, and a row that ends is free
 values. A completion is the same to the last bit whatever rows it shared a batch with, for every token is summed by itself.
 
 native.c is compiled by the user's C compiler for the user's processor, once (a second or two), and kept in the cache folder. A base
-of another kind, or a machine without a compiler, raises Unknown, and the engine of engine.py takes over. Before it writes anything
-its log-probabilities on a probe are compared with the model's own.
+of another kind, or a machine without a compiler, raises Unknown, and the engine of engine.py takes over. The first time that a
+model is read in some form, log-probabilities on a probe are compared with the model's own.
 
 Source: the panels and tiles of matrix products, Goto and van de Geijn, Anatomy of high-performance matrix multiplication (2008);
 prompts shared by pointer, vLLM's paged attention (arXiv 2309.06180).
@@ -28,6 +28,7 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -47,6 +48,7 @@ SMALL, FEW = 1 << 23, 16  # numbers in a base that the processor's cache holds; 
 POLL = 0.02  # seconds between two looks at what has ended
 TOLERANCE = 1e-4  # nats
 _log = logging.getLogger(__name__)
+_checked: WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = WeakKeyDictionary()  # which forms of a model were found to be right
 
 
 class _Linear(ctypes.Structure):
@@ -86,10 +88,14 @@ class Native:
         check_fits(base, rows, capacity)
         self.library, self.base, self.kinds = library(), base, kinds.tolist()
         self._alive: list[Tensor] = []  # what the pointers point to
+        self._form: list[tuple[Any, ...]] = []
         choose(kinds)
         self._read(base.model, capacity)
-        choose(kinds[[0, -1]])
-        self._check()
+        checked = _checked.setdefault(base.model, set())
+        if (form := tuple(self._form)) not in checked:
+            choose(kinds[[0, -1]])
+            self._check()
+            checked.add(form)
 
     def _read(self, model: Any, capacity: int) -> None:
         config, inner = model.config, model.base_model
@@ -103,7 +109,7 @@ class Native:
             inner=config.intermediate_size, vocabulary=config.vocab_size, turned=2 * angles.shape[1], ranks=1,
             epsilon=norm.variance_epsilon, scale=layers[0].self_attn.scaling,
         )  # fmt: skip
-        m.embed, m.norm = self._keep(embed(torch.arange(config.vocab_size))), self._keep(norm.weight)
+        m.embed, m.norm = self._keep(embed.weight), self._keep(norm.weight)
         m.cos, m.sin = self._keep(angles.real), self._keep(angles.imag)
         m.head = self._linear(model.get_output_embeddings())
         self.layers = (_Layer * len(layers))(*map(self._layer, layers))
@@ -144,6 +150,7 @@ class Native:
             self.model.ranks = max(self.model.ranks, found.rank)
         else:
             raise Unknown(f"it has a {type(module).__name__}, which has to be called")
+        self._form.append((type(module), found.inputs, found.outputs, found.rank, bool(found.w), at))
         if bias is not None:
             found.bias = self._keep(F.pad(bias, (0, -len(bias) % self._panel)))
         return found
@@ -154,8 +161,10 @@ class Native:
 
     def _panels(self, weight: Float[Tensor, "out in"]) -> int:
         """[out / panel, in, panel]: what a tile of tokens reads from start to end."""
-        padded = F.pad(weight, (0, 0, 0, -len(weight) % self._panel)) if len(weight) % self._panel else weight
-        return self._keep(padded.unflatten(0, (-1, self._panel)).transpose(1, 2))
+        (outputs, inputs), own = weight.shape, weight.detach().contiguous()
+        found = torch.empty(-(-outputs // self._panel), inputs, self._panel)
+        self.library.pack(own.data_ptr(), outputs, inputs, found.data_ptr())
+        return self._keep(found)
 
     def _keep(self, x: Tensor) -> int:
         """The address of its numbers, which stay where they are as long as this object."""
@@ -256,8 +265,8 @@ def check_fits(base: Base, rows: int, capacity: int) -> None:
         raise Unknown("some layers see only a window")
     if rows < FEW * torch.get_num_threads() and sum(p.numel() for p in model.parameters()) > SMALL:
         raise Unknown("it is large, and every thread would read all of it for a few rows")
-    if not is_plain(model.get_output_embeddings()):
-        raise Unknown("its head is not the library's own")
+    if type(model.get_input_embeddings()) is not nn.Embedding or not is_plain(model.get_output_embeddings()):
+        raise Unknown("its embeddings or its head are not the library's own")
 
 
 def library() -> Any:
@@ -278,6 +287,7 @@ def _load() -> Any:
     for name in ("lanes", "ended"):
         getattr(found, name).restype = ctypes.c_int64
     found.work.restype, found.work.argtypes = None, [ctypes.POINTER(_Task), ctypes.c_int64]
+    found.pack.restype, found.pack.argtypes = None, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
     return found
 
 

@@ -181,7 +181,7 @@ def test_scores_that_are_no_numbers_end_nothing_but_the_sense(tiny_base: Base) -
     """A diverged base writes something, in bounds, and its log-probabilities say so."""
     base = dataclasses.replace(tiny_base, model=copy.deepcopy(tiny_base.model))
     ready = Native(base, 64, 64, ONE, nothing)
-    ready._alive[0].fill_(torch.nan)  # the table of embeddings
+    ready._alive[0].fill_(torch.nan)  # the table of embeddings, of a copy of the base
     for temperature in (0.0, 1.0):
         ((found,),) = [some.values() for some in ready.run([(0, 5)], 4, temperature, 1, torch.rand(1, 4), [4], []) if some]
         assert all(0 <= i < 300 for i in found.ids)
@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[str, Callable[[Any], None]]] = {
     "float64": ("float64", lambda model: model.double()),
     "activation": ("another kind", lambda model: setattr(model.config, "hidden_act", "gelu")),
     "hook": ("not the library's own", lambda model: model.model.register_forward_hook(print)),
-    "head": ("not the library's own", lambda model: model.lm_head.register_forward_hook(print)),
+    "head": ("head are not", lambda model: model.lm_head.register_forward_hook(print)),
     "linear": ("has to be called", lambda model: model.model.layers[1].mlp.down_proj.register_forward_hook(lambda *_: None)),
 }
 

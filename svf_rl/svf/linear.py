@@ -1,6 +1,7 @@
 """A linear layer whose singular values are scaled: y = W'(z) x with W'(z) = U diag(s z) Vt, in three exact forms.
 
 merged     x W'ᵀ with W' = W + U diag(s (z - 1)) Vt built once for each value of z: no cost at run time, one z for all rows.
+           Layers of one shape are merged in one batched product.
 factored   U ((s z_b) * (Vt x_b)): a different z in every row of the batch.
 residual   W x_b + U ((s (z_b - 1)) * (Vt x_b)): the same, and exactly W x_b where z_b = 1. Needed when the factors are
            truncated, or when a row of the batch is the base itself.
@@ -16,7 +17,8 @@ Source: Transformer-Squared, section 3.1.
 Differs from the source (SakanaAI/self-adaptive-llms): it rebuilds W' through diag_embed and keeps a dense gradient of every weight.
 """
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -28,6 +30,8 @@ from transformers.pytorch_utils import Conv1D
 
 from svf_rl.svf.factorize import matrix
 from svf_rl.types import Factors
+
+TOGETHER = 1 << 21  # numbers: matrices of one shape are merged together up to so many; larger ones keep all cores busy alone
 
 
 class SVFLinear(nn.Module):
@@ -55,6 +59,7 @@ class SVFLinear(nn.Module):
         self._merged: Tensor | None = None
         self._merged_for: tuple[int, Tensor] = (-1, factors.s)
         self._had_backward = False
+        self.stack = Stack([self])
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         if self.bypass:
@@ -69,12 +74,14 @@ class SVFLinear(nn.Module):
     def merged(self, z: Float[Tensor, " r"]) -> Tensor:
         """W'(z) in the layout and type of the base's weight; rebuilt from the frozen factors when z has changed."""
         if self._merged is None or self._is_stale(z):
-            scaled = self.U * (self.s * (z.detach() - 1))
-            weight = torch.addmm(matrix(self.base).float(), scaled, self.Vt).to(self.base.weight.dtype)
-            self._merged = weight.T.contiguous() if isinstance(self.base, Conv1D) else weight
-            self._merged_for = (self._z_version(), z.detach().clone())
+            self.stack.merge()
         self._had_backward = False
-        return self._merged
+        return cast(Tensor, self._merged)
+
+    def take(self, weight: Float[Tensor, "out in"] | None, z: Float[Tensor, " r"]) -> None:
+        """Act with this weight until z changes; None forgets the one there was."""
+        self._merged = weight.T.contiguous() if weight is not None and isinstance(self.base, Conv1D) else weight
+        self._merged_for = (self._z_version(), z)
 
     def dense(self) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None] | None:
         """The weight and bias it acts with now; None if every row has its own."""
@@ -114,6 +121,59 @@ class SVFLinear(nn.Module):
         if self.residual:
             return cast(Tensor, self.base(x)) + y.to(x.dtype)
         return (y if self.base.bias is None else y + self.base.bias).to(x.dtype)
+
+
+class Stack:
+    """Layers of one shape, merged in one batched product: many small ones take less time so than one after another.
+
+    Their factors are slices of one tensor, so that none is there twice: U [n, out, r], s [n, r], Vt [n, r, in].
+    """
+
+    def __init__(self, layers: Sequence[SVFLinear]) -> None:
+        self.layers = layers
+        self.U, self.s, self.Vt = (_side_by_side(layers, part) for part in Factors._fields)
+        for layer in layers:
+            layer.stack = self
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """W + U diag(s (z - 1)) Vt of all of them, each with its z of now."""
+        z = torch.stack([layer._scale() for layer in self.layers])
+        for layer, value in zip(self.layers, z, strict=True):
+            layer.take(None, value)  # before there are new ones
+        weights = torch.stack([matrix(layer.base) for layer in self.layers])
+        merged = weights.float().baddbmm_(*self._scaled(self.s * (z - 1))).to(weights.dtype)
+        for layer, weight, value in zip(self.layers, merged, z, strict=True):
+            layer.take(weight, value)
+
+    def _scaled(self, by: Float[Tensor, "n r"]) -> tuple[Float[Tensor, "n out r"], Float[Tensor, "n r in"]]:
+        """U and Vt, the smaller of them scaled."""
+        if self.U.numel() < self.Vt.numel():
+            return self.U * by[:, None], self.Vt
+        return self.U, by[:, :, None] * self.Vt
+
+
+def _side_by_side(layers: Sequence[SVFLinear], part: str) -> Float[Tensor, "n *shape"]:
+    """A factor of all layers, who then hold slices of it."""
+    parts = [getattr(layer, part) for layer in layers]
+    if len(parts) == 1:
+        return cast(Tensor, parts[0][None])
+    whole = torch.stack(parts)
+    for layer, own in zip(layers, whole, strict=True):
+        setattr(layer, part, own)
+    return whole
+
+
+def stack_alike(layers: Iterable[SVFLinear]) -> None:
+    """Put layers of one shape and kind together, up to TOGETHER numbers."""
+    alike: dict[Any, list[SVFLinear]] = defaultdict(list)
+    for layer in layers:
+        weight = layer.base.weight
+        alike[weight.shape, type(layer.base), len(layer.s), weight.dtype, weight.device].append(layer)
+    for kind, members in alike.items():
+        most = max(1, TOGETHER // kind[0].numel())
+        for i in range(0, len(members), most):
+            Stack(members[i : i + most])
 
 
 class _MergedProduct(torch.autograd.Function):

@@ -180,19 +180,32 @@ class _MergedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, z: Tensor, layer: SVFLinear) -> Tensor:
         weight = layer.merged(z)
-        ctx.save_for_backward(x, weight, layer.U, layer.s, layer.Vt)
+        ctx.save_for_backward(weight, layer.U, layer.s, layer.Vt, *_kept(x))
         ctx.layer = layer
         return layer.product(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        x, weight, u, s, vt = ctx.saved_tensors
+        weight, u, s, vt, *kept = ctx.saved_tensors
+        x = kept[0] if len(kept) == 1 else kept[0] * kept[1]
         ctx.layer._had_backward = True
         dy = grads[0].reshape(-1, u.shape[0])
         across = weight.T if isinstance(ctx.layer.base, Conv1D) else weight
         dx = (dy @ across).view_as(x) if ctx.needs_input_grad[0] else None
         return dx, s * _project(dy.float(), x.reshape(-1, x.shape[-1]).float(), u, vt), None
+
+
+def _kept(x: Tensor) -> tuple[Tensor, ...]:
+    """What the backward pass needs to have x again: the two factors of a product where autograd keeps them anyway, else x itself.
+
+    Such is the input of a gated feed-forward part's last matrix, a quarter of what the part keeps.
+    """
+    if type(x.grad_fn).__name__ == "MulBackward0":
+        a, b = x.grad_fn._saved_self, x.grad_fn._saved_other  # type: ignore[union-attr]
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return a, b
+    return (x,)
 
 
 def _project(

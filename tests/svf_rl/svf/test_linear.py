@@ -187,3 +187,19 @@ def test_other_shapes_and_large_matrices_are_merged_alone(monkeypatch: pytest.Mo
     monkeypatch.setattr(linear, "TOGETHER", 2 * 36)
     stack_alike(layers)
     assert [len(layer.stack.layers) for layer in layers] == [2, 1, 2, 1, 1]
+
+
+def test_of_a_product_its_factors_are_kept() -> None:
+    """They are kept for the product's own gradient anyway; the gradients are the same, bit for bit."""
+    layer, z, _ = make(6, 6, 6, conv=False, bias=True)
+    gate, up = seeded(50, 6, seed=18).requires_grad_(), seeded(50, 6, seed=19).requires_grad_()
+    loss, saved = seeded(50, 6, seed=20), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        x = gate.exp() * up
+        y = layer(x)
+    assert x.data_ptr() not in saved
+    found = torch.autograd.grad((y * loss).sum(), [z, gate, up])
+    plain = (gate.exp() * up) + 0  # a sum keeps nothing
+    assert all(
+        torch.equal(a, b) for a, b in zip(found, torch.autograd.grad((layer(plain) * loss).sum(), [z, gate, up]), strict=True)
+    )

@@ -7,8 +7,9 @@ mask lets each see the prompt and itself, and each has the positions that follow
     token       prompt      a1  a2    b1   b2
     position    0 ... p-1   p  p+1   p    p+1
 
-Only attention sees the padding of such rows (packed.py). The final hidden states of the columns that predict an own token are gathered, and the vocabulary scores are made a chunk at a time,
-small enough for the processor's cache. The head is frozen, so of a token's scores all that the backward pass needs is the slope
+Only attention sees the padding of such rows (packed.py). The final hidden states of the columns that predict an own token are
+gathered, and the vocabulary scores are made a chunk at a time, small enough for the processor's cache. The head is frozen, so of a
+token's scores all that the backward pass needs is the slope
 
     d log p_t / dh = head'(h)ᵀ (onehot_t - p) / temperature
 

@@ -126,7 +126,8 @@ class SVFLinear(nn.Module):
 class Stack:
     """Layers of one shape, merged in one batched product: many small ones take less time so than one after another.
 
-    Their factors are slices of one tensor, so that none is there twice: U [n, out, r], s [n, r], Vt [n, r, in].
+    Their factors become slices of one tensor, U [n, out, r], s [n, r], Vt [n, r, in]: a second copy of them only where the caller
+    keeps the first. While it merges, the smaller of U and Vt is there once more.
     """
 
     def __init__(self, layers: Sequence[SVFLinear]) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from svf_rl.progress import Progress
 
@@ -89,10 +89,14 @@ def peak(side: Side) -> float:
         side()
         return (torch.cuda.max_memory_allocated() - before) / MIB
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        side()
+        side()  # the profiler sees a tensor end only if it saw it begin, so what the side replaces must be made while it looks
+        with record_function("the second time"):
+            side()
     held = most = 0
-    for event in record.profiler.kineto_results.events():
-        if event.name() == "[memory]":
+    for event in sorted(record.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "the second time":
+            held = most = 0
+        elif event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
     return most / MIB

@@ -70,14 +70,14 @@ def ours_side(base: Base, name: str, episodes: list[Episode]) -> tuple[Step, flo
 
     def step() -> Tensor:
         for parameter in adapter.parameters().values():  # an optimiser has been here
-            parameter.grad = None
             parameter.detach().mul_(1.0)
         with installed(adapter):
-            return gradient(base, adapter, episodes)
+            loss = gradient(base, adapter, episodes)
+        for parameter in adapter.parameters().values():
+            parameter.grad = None
+        return loss
 
     step()
-    for parameter in adapter.parameters().values():
-        parameter.grad = None
     return step, alive() - before
 
 

@@ -7,8 +7,9 @@ mask lets each see the prompt and itself, and each has the positions that follow
     token       prompt      a1  a2    b1   b2
     position    0 ... p-1   p  p+1   p    p+1
 
-The final hidden states of the columns that predict an own token are gathered, and the vocabulary scores are made a chunk at a time,
-small enough for the processor's cache. The head is frozen, so of a token's scores all that the backward pass needs is the slope
+Only attention sees the padding of such rows (packed.py). The final hidden states of the columns that predict an own token are
+gathered, and the vocabulary scores are made a chunk at a time, small enough for the processor's cache. The head is frozen, so of a
+token's scores all that the backward pass needs is the slope
 
     d log p_t / dh = head'(h)ᵀ (onehot_t - p) / temperature
 
@@ -29,6 +30,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 
 from svf_rl.base.load import Base
+from svf_rl.learn.packed import packed_hidden
 from svf_rl.learn.reinforce import exact_kl
 from svf_rl.rollout.engine import Unknown, check_known
 from svf_rl.rollout.modules import attention_masks
@@ -136,7 +138,10 @@ def own_hidden(base: Base, episodes: Sequence[Episode], share: bool = False) -> 
         hidden = base.hidden(ids, use_cache=False, attention_mask=owner > -2)  # regularisers pass over padding
     else:
         masks = shared_masks(base, positions, owner)
-        hidden = base.hidden(ids, use_cache=False, attention_mask=masks, position_ids=positions)
+        if base.model.config._attn_implementation == "sdpa":
+            hidden = packed_hidden(base, ids, positions, masks, owner > -2)
+        else:
+            hidden = base.hidden(ids, use_cache=False, attention_mask=masks, position_ids=positions)
     index = torch.tensor([(r, column) for r, row in enumerate(rows) for column in row.own], device=base.device)
     own = torch.tensor([t for e in episodes for t, own in zip(e.ids, e.own, strict=True) if own], device=base.device)
     return hidden[index[:, 0], index[:, 1]], own

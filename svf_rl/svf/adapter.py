@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from svf_rl.base.load import Base
 from svf_rl.progress import Progress
 from svf_rl.svf.factorize import factorize
-from svf_rl.svf.linear import SVFLinear
+from svf_rl.svf.linear import SVFLinear, stack_alike
 from svf_rl.types import Expert, Factors
 
 _START = {"direct": 1.0, "paper": 2.0}
@@ -64,6 +64,7 @@ class SVFAdapter:
         self.raw = {name: nn.Parameter(torch.full_like(f.s, start)) for name, f in factors.items()}
         self.spectra = {name: f.s for name, f in factors.items()}
         self.layers = {name: self._layer(name, f) for name, f in factors.items()}
+        stack_alike(self.layers.values())
 
     def _layer(self, name: str, factors: Factors) -> SVFLinear:
         base = self.model.get_submodule(name)

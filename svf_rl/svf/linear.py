@@ -1,6 +1,7 @@
 """A linear layer whose singular values are scaled: y = W'(z) x with W'(z) = U diag(s z) Vt, in three exact forms.
 
 merged     x W'ᵀ with W' = W + U diag(s (z - 1)) Vt built once for each value of z: no cost at run time, one z for all rows.
+           Layers of one shape are merged in one batched product.
 factored   U ((s z_b) * (Vt x_b)): a different z in every row of the batch.
 residual   W x_b + U ((s (z_b - 1)) * (Vt x_b)): the same, and exactly W x_b where z_b = 1. Needed when the factors are
            truncated, or when a row of the batch is the base itself.
@@ -16,7 +17,8 @@ Source: Transformer-Squared, section 3.1.
 Differs from the source (SakanaAI/self-adaptive-llms): it rebuilds W' through diag_embed and keeps a dense gradient of every weight.
 """
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -28,6 +30,8 @@ from transformers.pytorch_utils import Conv1D
 
 from svf_rl.svf.factorize import matrix
 from svf_rl.types import Factors
+
+TOGETHER = 1 << 21  # numbers: matrices of one shape are merged together up to so many; larger ones keep all cores busy alone
 
 
 class SVFLinear(nn.Module):
@@ -55,6 +59,7 @@ class SVFLinear(nn.Module):
         self._merged: Tensor | None = None
         self._merged_for: tuple[int, Tensor] = (-1, factors.s)
         self._had_backward = False
+        self.stack = Stack([self])
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         if self.bypass:
@@ -69,12 +74,14 @@ class SVFLinear(nn.Module):
     def merged(self, z: Float[Tensor, " r"]) -> Tensor:
         """W'(z) in the layout and type of the base's weight; rebuilt from the frozen factors when z has changed."""
         if self._merged is None or self._is_stale(z):
-            scaled = self.U * (self.s * (z.detach() - 1))
-            weight = torch.addmm(matrix(self.base).float(), scaled, self.Vt).to(self.base.weight.dtype)
-            self._merged = weight.T.contiguous() if isinstance(self.base, Conv1D) else weight
-            self._merged_for = (self._z_version(), z.detach().clone())
+            self.stack.merge()
         self._had_backward = False
-        return self._merged
+        return cast(Tensor, self._merged)
+
+    def take(self, weight: Float[Tensor, "out in"] | None, z: Float[Tensor, " r"]) -> None:
+        """Act with this weight until z changes; None forgets the one there was."""
+        self._merged = weight.T.contiguous() if weight is not None and isinstance(self.base, Conv1D) else weight
+        self._merged_for = (self._z_version(), z)
 
     def dense(self) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None] | None:
         """The weight and bias it acts with now; None if every row has its own."""
@@ -118,23 +125,90 @@ class SVFLinear(nn.Module):
         return (y if self.base.bias is None else y + self.base.bias).to(x.dtype)
 
 
+class Stack:
+    """Layers of one shape, merged in one batched product: many small ones take less time so than one after another.
+
+    Their factors become slices of one tensor, U [n, out, r], s [n, r], Vt [n, r, in]: a second copy of them only where the caller
+    keeps the first. While it merges, the smaller of U and Vt is there once more.
+    """
+
+    def __init__(self, layers: Sequence[SVFLinear]) -> None:
+        self.layers = layers
+        self.U, self.s, self.Vt = (_side_by_side(layers, part) for part in Factors._fields)
+        for layer in layers:
+            layer.stack = self
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """W + U diag(s (z - 1)) Vt of all of them, each with its z of now."""
+        z = torch.stack([layer._scale() for layer in self.layers])
+        for layer, value in zip(self.layers, z, strict=True):
+            layer.take(None, value)  # before there are new ones
+        weights = torch.stack([matrix(layer.base) for layer in self.layers])
+        merged = weights.float().baddbmm_(*self._scaled(self.s * (z - 1))).to(weights.dtype)
+        for layer, weight, value in zip(self.layers, merged, z, strict=True):
+            layer.take(weight, value)
+
+    def _scaled(self, by: Float[Tensor, "n r"]) -> tuple[Float[Tensor, "n out r"], Float[Tensor, "n r in"]]:
+        """U and Vt, the smaller of them scaled."""
+        if self.U.numel() < self.Vt.numel():
+            return self.U * by[:, None], self.Vt
+        return self.U, by[:, :, None] * self.Vt
+
+
+def _side_by_side(layers: Sequence[SVFLinear], part: str) -> Float[Tensor, "n *shape"]:
+    """A factor of all layers, who then hold slices of it."""
+    parts = [getattr(layer, part) for layer in layers]
+    if len(parts) == 1:
+        return cast(Tensor, parts[0][None])
+    whole = torch.stack(parts)
+    for layer, own in zip(layers, whole, strict=True):
+        setattr(layer, part, own)
+    return whole
+
+
+def stack_alike(layers: Iterable[SVFLinear]) -> None:
+    """Put layers of one shape and kind together, up to TOGETHER numbers."""
+    alike: dict[Any, list[SVFLinear]] = defaultdict(list)
+    for layer in layers:
+        weight = layer.base.weight
+        alike[weight.shape, type(layer.base), len(layer.s), weight.dtype, weight.device].append(layer)
+    for kind, members in alike.items():
+        most = max(1, TOGETHER // kind[0].numel())
+        for i in range(0, len(members), most):
+            Stack(members[i : i + most])
+
+
 class _MergedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, z: Tensor, layer: SVFLinear) -> Tensor:
         weight = layer.merged(z)
-        ctx.save_for_backward(x, weight, layer.U, layer.s, layer.Vt)
+        ctx.save_for_backward(weight, layer.U, layer.s, layer.Vt, *_kept(x))
         ctx.layer = layer
         return layer.product(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        x, weight, u, s, vt = ctx.saved_tensors
+        weight, u, s, vt, *kept = ctx.saved_tensors
+        x = kept[0] if len(kept) == 1 else kept[0] * kept[1]
         ctx.layer._had_backward = True
         dy = grads[0].reshape(-1, u.shape[0])
         across = weight.T if isinstance(ctx.layer.base, Conv1D) else weight
         dx = (dy @ across).view_as(x) if ctx.needs_input_grad[0] else None
         return dx, s * _project(dy.float(), x.reshape(-1, x.shape[-1]).float(), u, vt), None
+
+
+def _kept(x: Tensor) -> tuple[Tensor, ...]:
+    """What the backward pass needs to have x again: the two factors of a product where autograd keeps them anyway, else x itself.
+
+    Such is the input of a gated feed-forward part's last matrix, a quarter of what the part keeps.
+    """
+    if type(x.grad_fn).__name__ == "MulBackward0":
+        a, b = x.grad_fn._saved_self, x.grad_fn._saved_other  # type: ignore[union-attr]
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            return a, b
+    return (x,)
 
 
 def _project(

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from svf_rl.svf.linear import SVFLinear, _project
+from svf_rl.svf import linear
+from svf_rl.svf.linear import Stack, SVFLinear, _project, stack_alike
 from svf_rl.types import Factors
 
 # (out, in, rank): square, tall, wide, truncated
@@ -147,3 +148,58 @@ def test_nothing_of_the_size_of_the_weight_is_kept_per_call() -> None:
     own = {t.data_ptr() for t in saved} - {x.data_ptr() for x in inputs}
     assert len(saved) == 10
     assert len(own) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("conv", [False, True])
+def test_layers_of_one_shape_are_merged_together(conv: bool, dtype: torch.dtype) -> None:
+    """Each as it would be alone, the base where z = 1, and only again when z has changed."""
+    made = [make(9, 5, 5, conv, bias=True)[:2] for _ in range(3)]
+    layers, zs = [layer.to(dtype=dtype) for layer, _ in made], [z for _, z in made]
+    for layer in layers:
+        layer.U, layer.s, layer.Vt = (part.float() for part in (layer.U, layer.s, layer.Vt))
+    with torch.no_grad():
+        zs[1].fill_(1.0)
+        zs[2].mul_(0.5)
+    alone = [Stack([layer]).merge() or layer.merged(z) for layer, z in zip(layers, zs, strict=True)]
+    stack_alike(layers)
+    assert len({layer.stack for layer in layers}) == 1
+    for layer, z, expected in zip(layers, zs, alone, strict=True):
+        torch.testing.assert_close(layer.merged(z), expected)
+    assert torch.equal(layers[1].merged(zs[1]), layers[1].base.weight)
+    before = layers[0].merged(zs[0])
+    assert layers[0].merged(zs[0]) is before
+    with torch.no_grad():
+        zs[2].mul_(0.5)
+    assert not torch.equal(layers[2].merged(zs[2]), alone[2])
+    assert torch.equal(layers[0].merged(zs[0]), before)
+
+
+def test_factors_of_a_stack_are_held_once() -> None:
+    layers = [make(9, 5, 5, conv=False, bias=True)[0] for _ in range(3)]
+    stack_alike(layers)
+    for part in ("U", "s", "Vt"):
+        assert len({getattr(layer, part).untyped_storage().data_ptr() for layer in layers}) == 1
+
+
+def test_other_shapes_and_large_matrices_are_merged_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [make(*shape, conv=False, bias=True)[0] for shape in ((6, 6, 6), (9, 5, 5), (6, 6, 6), (6, 6, 6), (6, 6, 4))]
+    monkeypatch.setattr(linear, "TOGETHER", 2 * 36)
+    stack_alike(layers)
+    assert [len(layer.stack.layers) for layer in layers] == [2, 1, 2, 1, 1]
+
+
+def test_of_a_product_its_factors_are_kept() -> None:
+    """They are kept for the product's own gradient anyway; the gradients are the same, bit for bit."""
+    layer, z, _ = make(6, 6, 6, conv=False, bias=True)
+    gate, up = seeded(50, 6, seed=18).requires_grad_(), seeded(50, 6, seed=19).requires_grad_()
+    loss, saved = seeded(50, 6, seed=20), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        x = gate.exp() * up
+        y = layer(x)
+    assert x.data_ptr() not in saved
+    found = torch.autograd.grad((y * loss).sum(), [z, gate, up])
+    plain = (gate.exp() * up) + 0  # a sum keeps nothing
+    assert all(
+        torch.equal(a, b) for a, b in zip(found, torch.autograd.grad((layer(plain) * loss).sum(), [z, gate, up]), strict=True)
+    )

@@ -10,7 +10,6 @@
 
 #include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #if defined(__AVX512F__)
@@ -47,7 +46,7 @@ typedef struct {
     float temperature;
     num *token, *count, *ended;
     float *logprob;
-    num next_job, n_ended, cancelled, failed;
+    num next_job, n_ended, cancelled;
 } Task;
 
 /* waiting: answers without a row, from the answer `next`.  alive: answers that have not ended. */
@@ -384,41 +383,49 @@ static num step(Worker *o) {
     return tokens;
 }
 
-static void loop(Worker *o) {
-    while (!__atomic_load_n(&o->task->cancelled, __ATOMIC_RELAXED)) {
-        num free = start_rows(o);
-        if (free >= max(1, o->rows / 8) && start_prompts(o, free)) continue;
-        if (!step(o)) return;
-    }
-}
-
-/* Aligned; what cannot be had makes the task fail. */
-static void *room(Task *t, num size) {
-    void *found = 0;
-    if (posix_memalign(&found, 64, size)) __atomic_store_n(&t->failed, 1, __ATOMIC_RELAXED), found = 0;
+/* The next piece of the memory that a worker is given; without memory, only how much there must be is counted. */
+typedef struct { char *memory; num used; } Space;
+static void *piece(Space *s, num bytes) {
+    void *found = s->memory ? s->memory + s->used : 0;
+    s->used += up_to(bytes, 64);
     return found;
 }
 
-static float *floats(Task *t, num n) { return room(t, n * sizeof(float)); }
+static float *floats(Space *s, num n) { return piece(s, n * sizeof(float)); }
+
+static Worker worker(Task *t, num rows, Space *s) {
+    const Model *m = t->model;
+    num wide = up_to(m->vocabulary, SCORES), slot = 2 * m->layers * m->kv * m->size, prompts = rows + 1;
+    Worker o = {t, m, piece(s, rows * sizeof(Row)), piece(s, prompts * sizeof(Prompt)),
+                piece(s, (BLOCK + max(rows, t->longest)) * sizeof(Token)), rows, prompts,
+                floats(s, BLOCK * m->width), floats(s, BLOCK * m->width), floats(s, BLOCK * (m->heads + 2 * m->kv) * m->size),
+                floats(s, BLOCK * m->heads * m->size), floats(s, BLOCK * (2 * m->inner + PANEL)), floats(s, BLOCK * m->ranks),
+                floats(s, max(wide, t->longest + t->most + 2 * LANES)), floats(s, BLOCK * wide)};
+    for (num i = 0; i < prompts; i++) {
+        Prompt prompt = {.memory = floats(s, slots_of(t, 0) * slot), .scores = floats(s, wide)};
+        Row row = {.memory = i < rows ? floats(s, slots_of(t, 1) * slot) : 0};
+        if (s->memory) o.prompt[i] = prompt;
+        if (s->memory && i < rows) o.row[i] = row;
+    }
+    return o;
+}
+
+/* How many bytes `work` needs. */
+num needed(Task *t, num rows) {
+    Space s = {0, 0};
+    worker(t, rows, &s);
+    return s.used;
+}
 
 /* What a worker thread does, with so many rows: until no prompt is left. */
-void work(Task *t, num rows) {
-    const Model *m = t->model;
-    num wide = up_to(m->vocabulary, SCORES), slot = 2 * m->layers * m->kv * m->size;
-    Row row[rows];
-    Prompt prompt[rows + 1];
-    memset(row, 0, sizeof row), memset(prompt, 0, sizeof prompt);
-    for (num i = 0; i < rows; i++) row[i].memory = floats(t, slots_of(t, 1) * slot);
-    for (num i = 0; i <= rows; i++) prompt[i].memory = floats(t, slots_of(t, 0) * slot), prompt[i].scores = floats(t, wide);
-    Worker o = {t, m, row, prompt, room(t, (BLOCK + max(rows, t->longest)) * sizeof(Token)), rows, rows + 1,
-                floats(t, BLOCK * m->width), floats(t, BLOCK * m->width), floats(t, BLOCK * (m->heads + 2 * m->kv) * m->size),
-                floats(t, BLOCK * m->heads * m->size), floats(t, BLOCK * (2 * m->inner + PANEL)), floats(t, BLOCK * m->ranks),
-                floats(t, max(wide, t->longest + t->most + 2 * LANES)), floats(t, BLOCK * wide)};
-    if (!t->failed) loop(&o);
-    for (num i = 0; i < rows; i++) free(row[i].memory);
-    for (num i = 0; i <= rows; i++) free(prompt[i].memory), free(prompt[i].scores);
-    void *all[] = {o.token, o.x, o.n, o.qkv, o.heads, o.up, o.rank, o.attention, o.scores};
-    for (unsigned i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+void work(Task *t, num rows, char *memory) {
+    Space s = {memory, 0};
+    Worker o = worker(t, rows, &s);
+    while (!__atomic_load_n(&t->cancelled, __ATOMIC_RELAXED)) {
+        num free = start_rows(&o);
+        if (free >= max(1, rows / 8) && start_prompts(&o, free)) continue;
+        if (!step(&o)) return;
+    }
 }
 
 /* Weights [out, in] as panels [out / PANEL][in][PANEL], zeros beyond the last. */

@@ -71,7 +71,7 @@ class _Task(ctypes.Structure):
     _fields_ = [("model", ctypes.POINTER(_Model)), *((n, ctypes.c_int64) for n in "jobs longest most stops".split())]
     _fields_ += [(n, ctypes.c_void_p) for n in "first_id first_answer kind ids stop limit uniform".split()]
     _fields_ += [("temperature", ctypes.c_float), *((n, ctypes.c_void_p) for n in "token count ended logprob".split())]
-    _fields_ += [(n, ctypes.c_int64) for n in "next_job n_ended cancelled failed".split()]
+    _fields_ += [(n, ctypes.c_int64) for n in "next_job n_ended cancelled".split()]
 
 
 class Native:
@@ -198,17 +198,19 @@ class Native:
     ) -> Iterator[dict[int, Completion]]:
         """Completions as they end, by index. prompts: (kind, ids ...); limits: at most so many tokens of each, `tokens` or fewer.
 
-        Equal prompts are run once if they lie side by side in an order by length. MemoryError if there is not enough.
+        Equal prompts are run once.
         """
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i]))
         jobs = [(prompt, len(list(copies))) for prompt, copies in groupby(order, key=lambda i: prompts[i])]
         t = Arrays(jobs, self.kinds, uniforms[order], [limits[i] for i in order], stops)
         task = t.task(self.model, tokens, temperature)
         threads, seen = min(torch.get_num_threads(), rows), 0
+        shares = [rows // threads + (i < rows % threads) for i in range(threads)]
+        memory = [torch.empty(self.library.needed(ctypes.byref(task), share), dtype=torch.uint8) for share in shares]
         with ThreadPoolExecutor(threads, "rollout") as pool:
             try:
-                shares = [rows // threads + (i < rows % threads) for i in range(threads)]
-                going = {pool.submit(self.library.work, ctypes.byref(task), share) for share in shares}
+                parts = zip(shares, memory, strict=True)
+                going = {pool.submit(self.library.work, ctypes.byref(task), share, own.data_ptr()) for share, own in parts}
                 while going:
                     going = wait(going, POLL).not_done
                     n = self.library.ended(ctypes.byref(task))
@@ -216,8 +218,6 @@ class Native:
                     seen = n
             finally:
                 task.cancelled = 1  # whoever left: the threads do too
-        if task.failed:
-            raise MemoryError(f"not enough memory for {rows} rows of {task.longest + tokens} tokens; sample with fewer rows")
 
 
 class Arrays:
@@ -284,10 +284,16 @@ def _load() -> Any:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         _log.warning("sampling is slower without a working C compiler (gcc, clang or $CC): %s", (reason or ["it failed"])[-1])
         return None
-    for name in ("lanes", "ended"):
-        getattr(found, name).restype = ctypes.c_int64
-    found.work.restype, found.work.argtypes = None, [ctypes.POINTER(_Task), ctypes.c_int64]
-    found.pack.restype, found.pack.argtypes = None, [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    task, number, address = ctypes.POINTER(_Task), ctypes.c_int64, ctypes.c_void_p
+    for name, result, *arguments in (
+        ("lanes", number),
+        ("pack", None, address, number, number, address),
+        ("needed", number, task, number),
+        ("work", None, task, number, address),
+        ("ended", number, task),
+    ):
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
     return found
 
 

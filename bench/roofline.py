@@ -19,9 +19,11 @@ import torch
 
 from bench._measure import Row, Side, medians, row, seconds, turns
 from bench.learner import ours_side, some_episodes
+from bench.rollout import NEW, QUESTIONS, ours, questions
 from svf_rl.base.load import Base, BaseConfig, load_base
 from svf_rl.learn.scores import indices_by_row, may_share, row_length
 from svf_rl.rollout.engine import make_forward
+from svf_rl.rollout.sampler import Sampling, sample
 from svf_rl.types import Episode
 
 ROUNDS, POSITION, PROMPT, ROWS = 9, 32, 32, 32
@@ -86,6 +88,7 @@ def cases(base: Base) -> list[Case]:
     seen = (square * ROWS * PROMPT**2 / 2, 0.0)
     whole = [*layers(c, tokens), Product(tokens, c.hidden_size, c.vocab_size, 1)]
     return [
+        *[rolling(base, rows) for rows in (64, 256)],
         *[decoding(base, rows) for rows in (64, 256)],
         Case(f"prefill of {ROWS} x {PROMPT}", prefilling(base, prompts), layers(c, tokens), seen),
         Case(f"merged forward of {ROWS} x {PROMPT}", lambda: base.model(prompts), whole, seen),
@@ -93,8 +96,22 @@ def cases(base: Base) -> list[Case]:
     ]
 
 
+def rolling(base: Base, rows: int) -> Case:
+    """A whole rollout of bench/rollout.py: every token once, the last layer and the head where they are needed."""
+    c, prompts = base.model.config, questions(base, QUESTIONS)
+    found = sample(base, prompts, Sampling(NEW, 1.0, rows), range(len(prompts)))
+    asked, drawn = sum(map(len, prompts)), sum(len(answer.ids) for answer in found)
+    seen = sum(t for p, a in zip(prompts, found, strict=True) for t in range(len(p) + 1, len(p) + len(a.ids)))
+    width = c.num_hidden_layers * c.num_attention_heads * c.head_dim
+    qkv, *rest = layers(c, asked + drawn - len(prompts))
+    unneeded = [Product(asked - len(prompts), k, n, -1) for _, k, n, _ in rest]
+    operations = 4.0 * width * (seen + sum(len(p) ** 2 / 2 for p in prompts))
+    products = [qkv, *rest, *unneeded, Product(drawn, c.hidden_size, c.vocab_size, 1)]
+    return Case(f"rollout, {rows} in flight", ours(base, prompts, rows, NEW), products, (operations, 8.0 * width * seen))
+
+
 def decoding(base: Base, rows: int) -> Case:
-    """One token of every row at position POSITION, the head included."""
+    """One token of every row at position POSITION by engine.py, the head included."""
     c, device = base.model.config, base.device
     forward = ready(base, rows, torch.zeros(rows, POSITION, dtype=torch.long, device=device))
     ids, positions = torch.zeros(rows, dtype=torch.long, device=device), torch.full((rows,), POSITION, device=device)
@@ -153,7 +170,7 @@ def attended(c: Any, episodes: list[Episode]) -> tuple[float, float]:
 def multiply(products: list[Product], device: torch.device) -> None:
     for p in products:
         a, b = torch.ones(p.m, p.k, device=device), torch.ones(p.k, p.n, device=device)
-        for _ in range(p.times):
+        for _ in range(p.times):  # none of those that are taken off
             a @ b
 
 

@@ -20,6 +20,7 @@ from svf_rl.attention.soft_mask import Form, SoftMaskConfig
 from svf_rl.base.load import Base, BaseConfig, load_base
 
 ROWS, TOKENS, REPEATS, WIDE_REPEATS, LENGTH = 16, 64, 15, 5, 256
+AWAY = 0.02  # how far
 WIDE = QWEN_HALF | {"num_hidden_layers": 4, "vocab_size": 2048}
 MODULES: dict[str, tuple[Any, str]] = {  # with the target of its time beside the base's
     "shiftable, one specialist": (ShiftableConfig(), "≤ 1.35"),
@@ -35,12 +36,23 @@ MODULES: dict[str, tuple[Any, str]] = {  # with the target of its time beside th
 
 
 @torch.no_grad()
+def stir(adapter: Any) -> None:
+    """Move every trainable tensor a little away from its start: an untrained module may have less to do than a trained one."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in adapter.parameters().values():
+        if parameter.requires_grad:
+            parameter.add_(AWAY * torch.randn(parameter.shape, generator=generator))
+    adapter.constrain()
+
+
+@torch.no_grad()
 def forwards(base: Base, other: Base, modules: Iterable[str], repeats: int, where: str = "") -> Iterator[Row]:
     """ours: the adapted base; theirs: the same without."""
     ids = torch.randint(0, 2000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
     for name in modules:
         config, target = MODULES[name]
         adapter = make_adapter(base, config)
+        stir(adapter)
         adapter.install()
         took = side_by_side(lambda: base.hidden(ids), lambda: other.hidden(ids), repeats, name)
         adapter.uninstall()

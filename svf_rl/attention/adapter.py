@@ -82,7 +82,8 @@ class AttentionAdapter:
         """Logits and, as asked, for each layer in order:
 
         gates  [rows, time, n]: what each token multiplies branches or heads by; n and their meaning are the module's.
-        masks  [rows, heads, time, keys]: what each pair's attention weight is multiplied by, before any renormalisation.
+        masks  [rows, heads, time, keys]: what each pair's attention weight is multiplied by, before any renormalisation; of pairs
+               whose query does not see the key, and whose weight is 0, any finite number.
 
         ValueError if the module has none.
         """

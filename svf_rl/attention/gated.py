@@ -3,8 +3,8 @@
     heads_ih = o_ih  sum over j of  G_ijh A_ijh v_jh        o = 2 sigmoid(x_i w_h + b_h),  G = clamp(a_ih . c_jh / r, 0, 1)
 
 A is the base's softmax; pairs are gated after it and not renormalised, so a head may stay silent. a and c are 1 + a linear map of
-the token, of r values each; all maps start at zero, so o = G = 1 and the untrained model is the base bit for bit: the pair term
-is computed as A v + ((G - 1) A) v. c is remembered beside the keys.
+the token, of r values each; all maps start at zero, so o = G = 1 and the untrained model is the base bit for bit: with a gradient
+the pair term is computed as A v + ((G - 1) A) v; without, as (G A) v once any map is not zero. c is remembered beside the keys.
 
 The penalty is that of the contribution of each head to each token, through pairs j:
 
@@ -66,7 +66,6 @@ class GatedPatch(Patch):
     def __init__(self, site: Site, config: GatedConfig) -> None:
         super().__init__()
         self.config, self.heads = config, site.heads
-        self.pairwise = config.rank > 0
         self._out = site.out.unflatten(1, (site.heads, -1)).float()
         if config.output != Output.none:
             self.output = nn.Parameter(torch.zeros(site.heads, site.width))
@@ -76,30 +75,44 @@ class GatedPatch(Patch):
             self.key_gate = nn.Parameter(torch.zeros(site.heads * config.rank, site.width))
 
     def features(self, call: Call) -> Float[Tensor, "B T n"] | None:
-        return call.hidden.float() @ self.key_gate.T if self.config.rank else None
+        if not self.config.rank:
+            return None
+        call.own, remembered = (call.hidden.float() @ torch.cat([self.query_gate, self.key_gate]).T).chunk(2, -1)
+        return remembered
 
     def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
-        pairs, weights = None, None
-        if self.config.rank or (self.config.penalty and torch.is_grad_enabled()):
+        weights = None
+        if torch.is_grad_enabled() and (self.config.rank or self.config.penalty):
             weights = call.weights()
-        heads = call.attention()
-        if weights is not None and call.features is not None:
-            call.masks = pairs = self.pair_gates(call)
-            change = ((pairs - 1) * weights).to(heads.dtype) @ call.per_head(call.value)
-            heads = heads + change.transpose(1, 2)
+        heads = self._paired(call, weights) if self.config.rank else call.attention()
         if self.config.output != Output.none:
             call.gates = self.output_gates(call.hidden)
             heads = heads * call.gates[..., None].to(heads.dtype)
         if torch.is_grad_enabled():
-            self._measure(call, weights, pairs)
+            self._measure(call, weights, call.masks)
         return heads
+
+    def _paired(self, call: Call, weights: Float[Tensor, "B H T S"] | None) -> Float[Tensor, "B T H d"]:
+        """(G A) v, and A v of the base's own kernel while G is 1. weights: A, with a gradient; see above."""
+        if weights is None and (bool(self.query_gate.any()) or bool(self.key_gate.any())):
+            return call.in_pieces(self._product)
+        heads = call.attention()
+        if weights is None and not call.looking:
+            return heads
+        call.masks = self.pair_gates(call)
+        return heads if weights is None else heads + call.weighted((call.masks - 1) * weights)
+
+    def _product(self, call: Call) -> Float[Tensor, "B T H d"]:
+        gates = self.pair_gates(call)
+        if call.looking:
+            call.masks = gates
+        return call.weighted(call.weights().mul_(gates))
 
     def pair_gates(self, call: Call) -> Float[Tensor, "B H T S"]:
         """G, in [0, 1]."""
+        assert call.own is not None
         assert call.features is not None
-        query, key = (1 + side.unflatten(-1, (self.heads, -1)).transpose(1, 2) for side in (
-            call.hidden.float() @ self.query_gate.T, call.features.float()
-        ))  # fmt: skip
+        query, key = (1 + side.unflatten(-1, (self.heads, -1)).transpose(1, 2) for side in (call.own, call.features.float()))
         return leaky_clamp((query / self.config.rank) @ key.transpose(2, 3))
 
     def output_gates(self, hidden: Float[Tensor, "B T width"]) -> Float[Tensor, "B T H"]:

@@ -33,7 +33,8 @@ from svf_rl.errors import BaseError
 
 HANDED_OVER = "svf_rl"  # the library's name for the attention function that hands a call to its patch
 BACKENDS = ("eager", "sdpa")
-PAIRS = 1 << 17  # pairs of tokens, times heads, that are worked on at a time: half a megabyte
+PAIRS = 1 << 18  # pairs of tokens, times heads, that are worked on at a time: a megabyte
+BLOCK = 32  # queries that are worked on at a time
 
 
 class Site(NamedTuple):
@@ -59,6 +60,7 @@ class Call:
 
     hidden [B, T, width]: the layer's normed input.  turn: cosine and sine of these tokens' positions, [B, T, rotary] each, or None.
     query [B, H, T, d], key and value [B, H / groups, S, d]: after positions and cache.  features [B, S, n]: as given by the patch.
+    own [B, T, m]: what the patch makes of its tokens as it makes their features, and does not remember.
     after: what the patch adds to the module's output.  gates, masks: what it shows where `looking` (see AttentionAdapter.look).
     """
 
@@ -75,6 +77,7 @@ class Call:
     module: nn.Module = field(init=False)
     options: dict[str, Any] = field(init=False)
     features: Tensor | None = None
+    own: Tensor | None = None
     after: Tensor | None = None
     gates: Tensor | None = None
     masks: Tensor | None = None
@@ -93,30 +96,51 @@ class Call:
         self.features = None if features is None else features.to(key.dtype)
         if self.cache is not None:
             self._remember(self.cache)
-        if not self.patch.pairwise or torch.is_grad_enabled() or len(query) == 1:
-            return self.patch.attend(self)
-        return self._attend_in_pieces(self.patch)
+        return self.patch.attend(self)
 
-    def _attend_in_pieces(self, patch: "Patch") -> Tensor:
-        """A few rows at a time: what is made for every pair of tokens then stays in the processor's cache."""
-        size = max(1, PAIRS // (self.query.shape[1] * self.query.shape[2] * self.key.shape[2]))
-        pieces = [self._rows(slice(i, i + size)) for i in range(0, len(self.query), size)]
-        heads = torch.cat([patch.attend(piece) for piece in pieces])
-        for name in ("after", "gates", "masks"):
-            parts = [getattr(piece, name) for piece in pieces]
-            setattr(self, name, None if parts[0] is None else torch.cat(parts))
-        return heads
+    def in_pieces(self, attend: "Callable[[Call], Float[Tensor, 'B T H d']]") -> Float[Tensor, "B T H d"]:
+        """attend(self), some rows and some queries at a time, with the keys up to the last that these queries see.
 
-    def _rows(self, rows: slice) -> "Call":
-        """The same call for some rows; what all rows share stays shared."""
+        So the future is mostly not computed, and what is made for every pair of tokens stays in the processor's cache.
+        Few pairs are one piece, for its own calls would cost more; so are all with a gradient, which keeps them anyway.
+        """
+        (rows, heads, time, _), keys = self.query.shape, self.key.shape[2]
+        if torch.is_grad_enabled() or rows * heads * time * keys <= PAIRS:
+            return attend(self)
+        size = max(1, PAIRS // (heads * min(time, BLOCK) * keys))
+        out = self.value.new_empty(rows, time, heads, self.value.shape[-1])
+        for i in range(0, rows, size):
+            for j in range(0, time, BLOCK):
+                some = slice(i, i + size), slice(j, j + BLOCK)
+                piece = self._piece(*some)
+                out[some] = attend(piece)
+                self._show(piece, *some)
+        return out
 
-        def part(x: Tensor | None) -> Any:
-            return x if x is None or len(x) == 1 else x[rows]
+    def _show(self, piece: "Call", rows: slice, queries: slice) -> None:
+        """Put the piece's masks in their place; where the piece left keys out, they are 0."""
+        if piece.masks is None:
+            return
+        if self.masks is None:
+            self.masks = piece.masks.new_zeros(len(self.query), piece.masks.shape[1], self.query.shape[2], self.key.shape[2])
+        self.masks[rows, :, queries, : piece.masks.shape[-1]] = piece.masks
 
-        turn = None if self.turn is None else (part(self.turn[0]), part(self.turn[1]))
-        piece = Call(self.hidden[rows], turn, self.plain, self.patch, None, self.looking)
-        piece.query, piece.key, piece.value, piece.mask = self.query[rows], self.key[rows], self.value[rows], part(self.mask)
-        piece.features, piece.module, piece.options = part(self.features), self.module, self.options
+    def _piece(self, rows: slice, queries: slice) -> "Call":
+        """Some rows and queries: the call they would be as a chunk that comes through a cache. What all rows share stays shared."""
+
+        def part(x: Tensor) -> Tensor:
+            return x if len(x) == 1 else x[rows]
+
+        slot = part(self.slot)[:, queries]
+        end = int(slot.max()) + 1
+        turn = None if self.turn is None else (part(self.turn[0])[:, queries], part(self.turn[1])[:, queries])
+        piece = Call(self.hidden[rows, queries], turn, self.plain, self.patch, None, self.looking)
+        piece.query, piece.key, piece.value = self.query[rows, :, queries], self.key[rows, :, :end], self.value[rows, :, :end]
+        piece.features = None if self.features is None else part(self.features)[:, :end]
+        piece.own = None if self.own is None else self.own[rows, queries]
+        piece.slot, piece.visible = slot, part(self.visible)[:, queries, :end]
+        piece.mask = piece.additive = part(self.additive)[:, :, queries, :end]
+        piece.module, piece.options = self.module, self.options
         return piece
 
     def _remember(self, cache: Cache) -> None:
@@ -142,10 +166,10 @@ class Call:
 
     @cached_property
     def slot(self) -> Int[Tensor, "rows T"]:
-        """The index of each query's own key: the last one it sees."""
+        """The index of each query's own key: the last one it sees. 0 for padding that sees none."""
         if self.mask is None:
             return torch.arange(self.key.shape[2], device=self.key.device)[None, -self.query.shape[2] :]
-        return self.key.shape[2] - 1 - self.visible.flip(-1).int().argmax(-1)
+        return self.visible.cumsum(-1).argmax(-1)
 
     @cached_property
     def real(self) -> Bool[Tensor, "rows T"]:
@@ -174,11 +198,17 @@ class Call:
 
     def weights(self) -> Float[Tensor, "B H T S"]:
         """softmax(scores + mask) in float32."""
-        return (self.scores() + self.additive.float()).softmax(-1)
+        return self.scores().add_(self.additive.float()).softmax(-1)
+
+    def weighted(self, weights: Float[Tensor, "B H T S"]) -> Float[Tensor, "B T H d"]:
+        """The heads that these weights make: weights v."""
+        heads = weights.to(self.value.dtype) @ self.per_head(self.value)
+        return heads.transpose(1, 2)
 
     def per_head(self, shared: Float[Tensor, "B kv S d"]) -> Float[Tensor, "B H S d"]:
         """Keys or values of grouped heads, repeated for each query head."""
-        return shared.repeat_interleave(self.query.shape[1] // shared.shape[1], 1)
+        groups = self.query.shape[1] // shared.shape[1]
+        return shared if groups == 1 else shared.repeat_interleave(groups, 1)
 
     def mean(self, per_token: Float[Tensor, "B T ..."]) -> Tensor:
         """The mean over the tokens that are no padding."""
@@ -192,12 +222,8 @@ class Call:
 
 
 class Patch(nn.Module, ABC):
-    """What an adapter does at one attention module. penalty, figures: of its last forward pass with a gradient.
+    """What an adapter does at one attention module. penalty, figures: of its last forward pass with a gradient."""
 
-    pairwise: whether it makes a value for every pair of tokens.
-    """
-
-    pairwise = False
     penalty: Tensor | None = None
     figures: dict[str, Tensor]
 

@@ -80,8 +80,6 @@ class LowRank(nn.Module):
 class Linear(Patch):
     """K_ij = R_j(a_i) + k_j, V_ij = c_i + v_j. Without RoPE there is no a: it would cancel."""
 
-    pairwise = True
-
     def __init__(self, site: Site, config: SelectiveConfig) -> None:
         super().__init__()
         self.key = LowRank(site, config.rank, site.rotary, 0) if site.rotary else None
@@ -94,14 +92,17 @@ class Linear(Patch):
         return torch.cat(halves, -1).expand(len(call.hidden), -1, -1)
 
     def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
-        bias = None
-        if self.key is not None and call.features is not None:
-            cos, sin = call.features.float()[:, None].chunk(2, -1)
-            bias = key_bias(call.query.float(), self.key.of(call.hidden), cos, sin) * call.options["scaling"]
-        if call.looking and bias is not None:
-            call.masks = bias.exp()
-        heads = call.attention(bias=bias)
+        heads = call.attention() if self.key is None or call.features is None else call.in_pieces(self._biased)
         return heads + self.value.of(call.hidden).transpose(1, 2).to(heads.dtype)
+
+    def _biased(self, call: Call) -> Float[Tensor, "B T H d"]:
+        assert self.key is not None
+        assert call.features is not None
+        cos, sin = call.features.float()[:, None].chunk(2, -1)
+        bias = key_bias(call.query.float(), self.key.of(call.hidden), cos, sin) * call.options["scaling"]
+        if call.looking:
+            call.masks = bias.exp()
+        return call.attention(bias=bias)
 
 
 class Multiplicative(Patch):
@@ -126,8 +127,6 @@ class Multiplicative(Patch):
 class Nonlinear(Patch):
     """V_ij = v_j + W phi(c_i + e_j)."""
 
-    pairwise = True
-
     def __init__(self, site: Site, config: SelectiveConfig) -> None:
         super().__init__()
         self.heads, inner = site.heads, site.heads * config.hidden
@@ -139,14 +138,17 @@ class Nonlinear(Patch):
         return call.hidden.float() @ self.key.T
 
     def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
+        heads = call.attention()
+        return heads + call.in_pieces(self._pairs).to(heads.dtype)
+
+    def _pairs(self, call: Call) -> Float[Tensor, "B T H d"]:
+        """sum over j of a_ij W phi(c_i + e_j)."""
         assert call.features is not None
         query, key = (
             side.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for side in (call.hidden.float() @ self.query.T, call.features.float())
         )
-        heads = call.attention()
-        pairs = pairwise(call.weights(), query, key)
-        return heads + (pairs @ self.out).transpose(1, 2).to(heads.dtype)
+        return (pairwise(call.weights(), query, key) @ self.out).transpose(1, 2)
 
 
 def key_bias(

@@ -3,7 +3,8 @@
     a'_ij = a_ij M_ij / sum over l of a_il M_il  =  softmax over j of (s_ij + log M_ij)
 
 so a mask is a term of the scores, and that is how it is computed: any attention kernel that takes a bias runs it, no row can lose
-all its mass to a small constant in the denominator, and what is the same for all j cancels. The forms of log M, per head h:
+all its mass to a small constant in the denominator, and what is the same for all j cancels. Only the bilinear form, where no
+gradient is needed, takes the left side: no logarithm for every pair, and an M of at least CLOSED. The forms of log M, per head h:
 
 bilinear   log sigmoid(t u_i . w_j / sqrt(r) + c) - log sigmoid(c) off the diagonal, 0 on it. u and w are linear in the tokens.
 original   log sigmoid(t (P h_i)_p) + log 2, one for all heads: p is the position of j, whatever stands there. To compare with.
@@ -12,8 +13,9 @@ selective  -gamma times the sum over the tokens l between j and i of relu(s_lj) 
            token: what one token has used, later ones see less of. No parameters but gamma.
 
 u, P and gamma are zero at first, which leaves every row as it was: the untrained model is the base to rounding (eager) or to the
-difference of two kernels (sdpa). w, f and, for selective, the first head's query are remembered beside the keys. The
-temperature t rises from 1 to `temperature` over the first `anneal_steps` optimiser steps. Penalty: openness times the mean of M.
+difference of two kernels (sdpa); while u is zero and no gradient is needed, the base's own attention runs. w, f and, for selective,
+the first head's query are remembered beside the keys. The temperature t rises from 1 to `temperature` over the first
+`anneal_steps` optimiser steps. Penalty: openness times the mean of M.
 
 Source: gangasingh7058/Learned-Attention at ee83994 (original); Lin et al. 2025 (arXiv 2503.02130) for forget; Leviathan et al.
 2024 (arXiv 2410.02703) for selective.
@@ -40,7 +42,7 @@ from svf_rl.base.load import Base
 from svf_rl.errors import UserError
 from svf_rl.progress import Progress
 
-CLOSED = -80.0  # log of the least factor of a float32 mask: no weight of a pair is left
+CLOSED = math.exp(-80)  # the least factor: no weight of a pair is left, and a row of them is still not 0
 FADING = -4.0  # softplus(-4) = 0.02: with gamma at 1, half of the weight is gone after 38 tokens
 
 
@@ -74,8 +76,6 @@ class SoftMaskConfig:
 class SoftMaskPatch(Patch):
     """log M [B, heads or 1, T, S], added to the scores. Abstract."""
 
-    pairwise = True
-
     def __init__(self, config: SoftMaskConfig) -> None:
         super().__init__()
         self.config = config
@@ -85,12 +85,15 @@ class SoftMaskPatch(Patch):
         """Of pairs that the call's mask allows; of others, anything finite."""
 
     def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
+        return call.in_pieces(self._masked)
+
+    def _masked(self, call: Call) -> Float[Tensor, "B T H d"]:
         bias = self.log_mask(call)
         if call.looking:
             call.masks = bias.exp()
         if torch.is_grad_enabled():
             self._measure(call, bias)
-        return call.attention(bias=bias.expand(-1, call.query.shape[1], -1, -1))
+        return call.attention(bias=bias)
 
     def _measure(self, call: Call, bias: Float[Tensor, "B heads T S"]) -> None:
         if self.config.openness:
@@ -124,19 +127,37 @@ class Bilinear(Annealed):
         self.offset = nn.Parameter(torch.zeros(site.heads))
 
     def features(self, call: Call) -> Float[Tensor, "B T n"]:
-        return call.hidden.float() @ self.key_map.T
+        call.own, remembered = (call.hidden.float() @ torch.cat([self.query_map, self.key_map]).T).chunk(2, -1)
+        return remembered
+
+    def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
+        if torch.is_grad_enabled() or bool(self.query_map.any()):
+            return super().attend(call)
+        if call.looking:
+            call.masks = self.log_mask(call).exp()
+        return call.attention()
+
+    def _masked(self, call: Call) -> Float[Tensor, "B T H d"]:
+        if torch.is_grad_enabled():
+            return super()._masked(call)
+        mask = self.logits(call).sigmoid_().clamp_(min=CLOSED)  # M sigmoid(c): what is the same for all j cancels
+        if call.looking:
+            call.masks = mask / self.offset.sigmoid()[:, None, None]
+        weights = call.weights().mul_(mask)
+        return call.weighted(weights.div_(weights.sum(-1, keepdim=True)))
 
     def log_mask(self, call: Call) -> Float[Tensor, "B heads T S"]:
+        return F.logsigmoid(self.logits(call)) - F.logsigmoid(self.offset)[:, None, None]
+
+    def logits(self, call: Call) -> Float[Tensor, "B heads T S"]:
+        """t u_i . w_j / sqrt(r) + c; on the diagonal c."""
+        assert call.own is not None
         assert call.features is not None
-        query = (call.hidden.float() @ self.query_map.T).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key = call.features.float().unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        offset = self.offset[:, None, None]
         scale = self.temperature / math.sqrt(self.config.rank)
-        z = torch.baddbmm(
-            offset.repeat(len(query), 1, 1), (query * scale).flatten(0, 1), key.flatten(0, 1).transpose(1, 2)
-        ).unflatten(0, (len(query), -1))  # in one pass: what is made for every pair costs most of a small base's forward
-        own = call.slot[:, None, :, None].expand(*z.shape[:3], 1)
-        return log_sigmoid(z).sub_(F.logsigmoid(offset)).scatter_(-1, own, 0.0)
+        query, key = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (call.own * scale, call.features.float()))
+        offset = self.offset[:, None, None].expand(*query.shape[:3], 1)
+        z: Tensor = query @ key.transpose(2, 3) + offset
+        return z.scatter_(-1, call.slot[:, None, :, None].expand(offset.shape), offset)
 
 
 class Original(Annealed):
@@ -151,7 +172,7 @@ class Original(Annealed):
         if call.key.shape[2] > len(self.positions) and int(position.max()) >= len(self.positions):
             raise ValueError(f"form=original knows {len(self.positions)} positions, found {int(position.max()) + 1}")
         z = self.temperature * (call.hidden.float() @ self.positions.T)
-        return (log_sigmoid(z) + math.log(2)).gather(-1, position.expand(len(z), -1, -1))[:, None]
+        return (F.logsigmoid(z) + math.log(2)).gather(-1, position.expand(len(z), -1, -1))[:, None]
 
 
 class Fading(SoftMaskPatch):
@@ -197,11 +218,6 @@ class Selective(Fading):
         taken = (call.visible & ~own).float() @ used
         first = call.visible.int().cumsum(-1) == 1
         return -self.gamma[:, None, None] * taken.masked_fill(first, 0.0)[:, None]
-
-
-def log_sigmoid(z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """log sigmoid(z). Where no gradient is wanted, cut off at CLOSED: two plain passes take half of the time of the exact one."""
-    return F.logsigmoid(z) if torch.is_grad_enabled() else z.sigmoid().log_().clamp_(min=CLOSED)
 
 
 def make_soft_mask(base: Base, config: SoftMaskConfig, progress: Progress) -> AttentionAdapter:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from svf_rl.adapters import make_adapter
+from svf_rl.attention import host
 from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.attention.gated import GatedConfig, Output
 from svf_rl.attention.selective import Form, SelectiveConfig
@@ -35,6 +36,18 @@ MODULES: dict[str, Any] = {
 }
 ARCHITECTURES = ("llama", "qwen2", "gpt2")
 BACKENDS = ("eager", "sdpa")
+
+
+@pytest.fixture(autouse=True)
+def pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Four queries and about two rows at a time, so that short sequences too come in several pieces; or as it is told."""
+
+    def cut(block: int, pairs: int) -> None:
+        monkeypatch.setattr(host, "BLOCK", block)
+        monkeypatch.setattr(host, "PAIRS", pairs)
+
+    cut(4, 350)
+    return cut
 
 
 @pytest.fixture(scope="session")

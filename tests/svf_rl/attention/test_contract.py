@@ -70,6 +70,40 @@ def test_chunks_through_a_cache_are_the_whole(base: Base, config: Any, adapt: An
     close(torch.cat(pieces, 1), whole)
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_pieces_are_the_whole(base: Base, config: Any, adapt: Any, ids: Tensor, pieces: Any, left: bool) -> None:
+    """Of rows and of queries; of a batch with padding that comes through a cache in two chunks, masks included."""
+    adapter = adapt(base, config)
+    mask = torch.ones_like(ids)
+    mask[1, :6] = 0
+    mask = mask if left else mask.flip(1)
+
+    def chunks() -> tuple[Tensor, list[Tensor]]:
+        cache, kinds = DynamicCache(), sorted(shown(base, config))
+        asked = {f"return_{kind}": True for kind in kinds}
+        logits(base, ids[:, :2], attention_mask=mask[:, :2], past_key_values=cache)
+        with torch.no_grad():
+            scores, *found = adapter.look(ids[:, 2:], attention_mask=mask, past_key_values=cache, **asked)
+        return scores, [t for kind, tensors in zip(kinds, found, strict=True) for t in tensors if kind == "masks"]
+
+    scores, masks = chunks()
+    pieces(1 << 20, 1 << 40)
+    whole, whole_masks = chunks()
+    close(scores[mask[:, 2:].bool()], whole[mask[:, 2:].bool()])
+    past = (torch.ones(9, 11).tril(2) * mask[:, None])[:, None] * mask[:, 2:, None][:, None]
+    for mine, other in zip(masks, whole_masks, strict=True):
+        close(mine * past, other * past)
+
+
+def test_a_gradient_changes_no_logits(base: Base, config: Any, adapt: Any, ids: Tensor) -> None:
+    """With one, everything is made at once; without, in pieces and without a logarithm or a difference."""
+    adapt(base, config)
+    mask = torch.ones_like(ids)
+    mask[1, :6] = 0
+    learning = base.model(input_ids=ids, attention_mask=mask).logits
+    close(logits(base, ids, attention_mask=mask)[mask.bool()], learning.detach()[mask.bool()])
+
+
 def test_a_cache_can_be_cropped_reordered_and_repeated(base: Base, config: Any, adapt: Any, ids: Tensor) -> None:
     adapt(base, config)
     cache = DynamicCache()

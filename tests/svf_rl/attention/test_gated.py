@@ -26,7 +26,7 @@ def test_heads_are_gated_after_the_softmax(backends: dict[str, Base], adapt: Any
     output = 2 * torch.sigmoid(call.hidden @ patch.output.T + patch.output_bias)
     values = call.value.repeat_interleave(2, 1)
     heads = ((pairs * call.weights()) @ values).transpose(1, 2) * output[..., None]
-    assert torch.allclose(call.masks, pairs, atol=1e-5)
+    assert torch.allclose(call.masks * call.visible[:, None], pairs * call.visible[:, None], atol=1e-5)
     assert torch.allclose(patch.attend(call), heads, atol=1e-4)
 
 

@@ -81,13 +81,15 @@ INLINE vec exp_of(vec x) {
     return (vec)((ivec)p + bits);
 }
 
-/* One tile: `count` tokens, `stride` apart, times one panel; y [count, columns], rows `wide` apart, = or += x w. */
-INLINE void tile(int count, const float *x, num stride, num in, const float *w, const float *bias, float *y, num wide, int columns, int add) {
+/* One tile: `count` tokens, `stride` apart, times one panel; y [count, columns], rows `wide` apart, = or += x w. It also fetches
+   `share` numbers for each of `in` from `next`. */
+INLINE void tile(int count, const float *x, num stride, num in, const float *w, const float *next, num share, const float *bias,
+                 float *y, num wide, int columns, int add) {
     vec sum[TILE][2];
     for (int i = 0; i < count; i++) for (int v = 0; v < 2; v++) sum[i][v] = bias ? AT(bias + v * LANES) : (vec){};
     for (num k = 0; k < in; k++, w += PANEL) {
         vec a = AT(w), b = AT(w + LANES);
-        __builtin_prefetch(w + PANEL * in); /* of the next panel */
+        __builtin_prefetch(next + k * share);
 #pragma GCC unroll 12
         for (int i = 0; i < count; i++) { sum[i][0] += a * x[i * stride + k]; sum[i][1] += b * x[i * stride + k]; }
     }
@@ -97,8 +99,9 @@ INLINE void tile(int count, const float *x, num stride, num in, const float *w, 
     }
 }
 
-#define CASE(c) case c: tile(c, x, stride, in, w, bias, y, wide, columns, add); break;
-static void tile_of(num count, const float *x, num stride, num in, const float *w, const float *bias, float *y, num wide, int columns, int add) {
+#define CASE(c) case c: tile(c, x, stride, in, w, next, share, bias, y, wide, columns, add); break;
+static void tile_of(num count, const float *x, num stride, num in, const float *w, const float *next, num share, const float *bias,
+                    float *y, num wide, int columns, int add) {
     switch (count) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if defined(__AVX512F__)
@@ -107,16 +110,21 @@ static void tile_of(num count, const float *x, num stride, num in, const float *
     }
 }
 
-/* y [tokens, out] = or += x [tokens, in] w + bias. Tiles are of sizes as equal as can be: one of two tokens takes as long as one of five. */
-static void product(num tokens, const float *x, num stride, num in, const float *w, const float *bias, float *y, num wide, num out, int add) {
+/* y [tokens, out] = or += x [tokens, in] w + bias. Tiles are of sizes as equal as can be, for one of two tokens takes as long as one
+   of five; each fetches its share of the next panel. */
+static void product(num tokens, const float *x, num stride, num in, const float *w, const float *bias, float *y, num wide, num out,
+                    int add) {
+    num tiles = (tokens + TILE - 1) / TILE, share = (PANEL + tiles - 1) / max(1, tiles);
     for (num c = 0; c < out; c += PANEL, w += PANEL * in)
-        for (num i = 0, tiles = (tokens + TILE - 1) / TILE, count; tiles; i += count, tiles--) {
-            count = (tokens - i) / tiles;
-            tile_of(count, x + i * stride, stride, in, w, bias ? bias + c : 0, y + i * wide + c, wide, out - c < PANEL ? out - c : PANEL, add);
+        for (num i = 0, t = 0, count; t < tiles; i += count, t++) {
+            count = (tokens - i) / (tiles - t);
+            tile_of(count, x + i * stride, stride, in, w, w + (PANEL + t * share) * in, share, bias ? bias + c : 0,
+                    y + i * wide + c, wide, out - c < PANEL ? out - c : PANEL, add);
         }
 }
 
-static void linear(const Worker *o, const Linear *l, const Token *token, num tokens, const float *x, num stride, float *y, num wide, int add) {
+static void linear(const Worker *o, const Linear *l, const Token *token, num tokens, const float *x, num stride, float *y, num wide,
+                   int add) {
     y += l->at;
     if (l->w) product(tokens, x, stride, l->in, l->w, l->bias, y, wide, l->out, add);
     if (!l->down) return;
@@ -172,11 +180,13 @@ static void remember(const Worker *o, const Layer *l, num layer, const Token *t,
     }
 }
 
-/* scores of `seen` keys, those of empty slots in the last block -1e30; returns how many there are with them. */
-INLINE num score(const float *query, const float *keys, num seen, num size, float scale, float *scores) {
+/* Scores of `seen` keys, those of empty slots in the last block -1e30; returns how many there are with them. What lies `half` behind
+   a head's keys are its values, and half behind those the next head's keys: either is fetched while the other is worked on. */
+INLINE num score(const float *query, const float *keys, num half, num seen, num size, float scale, float *scores) {
     num blocks = (seen + LANES - 1) / LANES;
     for (num b = 0; b < blocks; b++) {
         const float *k = keys + b * LANES * size;
+        for (num i = 0; i < LANES * size; i += 16) __builtin_prefetch(k + half + i);
         vec s0 = {}, s1 = {}, s2 = {}, s3 = {};
         for (num d = 0; d < size; d += 4) {
             s0 += AT(k + d * LANES) * query[d];
@@ -191,47 +201,51 @@ INLINE num score(const float *query, const float *keys, num seen, num size, floa
 }
 
 /* y += weights times values, n vectors of a head. */
-INLINE void gather_some(int n, const float *weights, const float *values, num seen, num size, float *y) {
+INLINE void gather_some(int n, const float *weights, const float *values, num half, num seen, num size, float *y) {
     vec even[4] = {}, odd[4] = {};
     num i = 0;
-    for (; i + 1 < seen; i += 2)
+    for (; i + 1 < seen; i += 2) {
+        for (num p = 0; p < 2 * n * LANES; p += 16) __builtin_prefetch(values + half + i * size + p);
         for (int v = 0; v < n; v++) {
             even[v] += AT(values + i * size + v * LANES) * weights[i];
             odd[v] += AT(values + (i + 1) * size + v * LANES) * weights[i + 1];
         }
+    }
     for (; i < seen; i++) for (int v = 0; v < n; v++) even[v] += AT(values + i * size + v * LANES) * weights[i];
     for (int v = 0; v < n; v++) AT(y + v * LANES) += even[v] + odd[v];
 }
 
-INLINE void gather(const float *weights, const float *values, num seen, num size, float *y) {
+INLINE void gather(const float *weights, const float *values, num half, num seen, num size, float *y) {
     num d = 0;
-    for (; d + 4 * LANES <= size; d += 4 * LANES) gather_some(4, weights, values + d, seen, size, y + d);
-    for (; d < size; d += LANES) gather_some(1, weights, values + d, seen, size, y + d);
+    for (; d + 4 * LANES <= size; d += 4 * LANES) gather_some(4, weights, values + d, half, seen, size, y + d);
+    for (; d < size; d += LANES) gather_some(1, weights, values + d, half, seen, size, y + d);
 }
 
-/* What one token reads from those before it, all heads. */
+/* s [n] becomes softmax(s). */
+INLINE void softmax(float *s, num n) {
+    vec tops = AT(s), sum = {};
+    for (num i = LANES; i < n; i += LANES) tops = max_of(tops, AT(s + i));
+    float top = largest(tops);
+    for (num i = 0; i < n; i += LANES) sum += AT(s + i) = exp_of(AT(s + i) - top);
+    float factor = 1 / total(sum);
+    for (num i = 0; i < n; i += LANES) AT(s + i) *= factor;
+}
+
+/* What one token reads from those before it, all heads: its prompt's, then, if it is of a row, the row's own. */
 static void attend(const Worker *o, num layer, const Token *t, const float *qkv, float *heads) {
     const Model *m = o->m;
     num own = t->row ? t->position - t->prompt->length + 1 : 0, shared = t->row ? t->prompt->length : t->position + 1;
+    num size = m->size, half = slots_of(o->task, 0) * size, own_half = slots_of(o->task, 1) * size;
     float *s = o->attention;
-    for (num h = 0; h < m->heads; h++) {
-        num group = h / (m->heads / m->kv), size = m->size;
-        const float *q = qkv + h * size, *keys = keys_of(o, t->prompt->memory, 0, layer, group), *mine = 0;
-        num first = score(q, keys, shared, size, m->scale, s), n = first;
-        if (own) {
-            mine = keys_of(o, t->row->memory, 1, layer, group);
-            n += score(q, mine, own, size, m->scale, s + first);
-        }
-        vec top = AT(s), sum = {};
-        for (num i = LANES; i < n; i += LANES) top = max_of(top, AT(s + i));
-        float most = largest(top);
-        for (num i = 0; i < n; i += LANES) sum += AT(s + i) = exp_of(AT(s + i) - most);
-        float factor = 1 / total(sum);
-        for (num i = 0; i < n; i += LANES) AT(s + i) *= factor;
-        float *y = heads + h * size;
-        memset(y, 0, size * sizeof(float));
-        gather(s, keys + slots_of(o->task, 0) * size, shared, size, y);
-        if (own) gather(s + first, mine + slots_of(o->task, 1) * size, own, size, y);
+    memset(heads, 0, m->heads * size * sizeof(float));
+    for (num h = 0; h < m->heads; h++, qkv += size, heads += size) {
+        num group = h / (m->heads / m->kv);
+        const float *keys = keys_of(o, t->prompt->memory, 0, layer, group), *mine = 0;
+        num first = score(qkv, keys, half, shared, size, m->scale, s), n = first;
+        if (own) n += score(qkv, mine = keys_of(o, t->row->memory, 1, layer, group), own_half, own, size, m->scale, s + first);
+        softmax(s, n);
+        gather(s, keys + half, half, shared, size, heads);
+        if (own) gather(s + first, mine + own_half, own_half, own, size, heads);
     }
 }
 

@@ -45,6 +45,7 @@ FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
 SOURCE = Path(__file__).with_suffix(".c")
 FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "phi3"}  # root-mean-square norms, rotation, SiLU
 SMALL, FEW = 1 << 23, 16  # numbers in a base that the processor's cache holds; rows of a thread that are worth reading a larger one
+MANY = 48  # rows of a thread: of a small base, more only push one another's keys out of the cache
 POLL = 0.02  # seconds between two looks at what has ended
 TOLERANCE = 1e-4  # nats
 _log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Native:
         self, base: Base, rows: int, capacity: int, kinds: Int[Tensor, " kinds"], choose: Callable[[Tensor], None]
     ) -> None:
         check_fits(base, rows, capacity)
+        self.rows = min(rows, MANY * torch.get_num_threads()) if size_of(base) <= SMALL else rows
         self.library, self.base, self.kinds = library(), base, kinds.tolist()
         self._alive: list[Tensor] = []  # what the pointers point to
         self._form: list[tuple[Any, ...]] = []
@@ -176,7 +178,7 @@ class Native:
         """Unknown if the log-probabilities of two short answers are not the model's own."""
         ids = ((torch.arange(12).view(2, 6) * 7 + 1) % self.model.vocabulary).tolist()
         prompts = [(kind, *row[:n]) for kind, row, n in zip((self.kinds[0], self.kinds[-1]), ids, (5, 3), strict=True)]
-        found = {i: c for some in self.run(prompts, 2, 1.0, 2, torch.full((2, 2), 0.5), [2, 2], []) for i, c in some.items()}
+        found = {i: c for some in self.run(prompts, 2, 1.0, torch.full((2, 2), 0.5), [2, 2], []) for i, c in some.items()}
         rows = [[*prompt[1:], *found[i].ids] for i, prompt in enumerate(prompts)]
         states = self.base.hidden(torch.tensor([row + [0] * (7 - len(row)) for row in rows]), use_cache=False)
         for i, row in enumerate(rows):
@@ -191,7 +193,6 @@ class Native:
         prompts: Sequence[tuple[int, ...]],
         tokens: int,
         temperature: float,
-        rows: int,
         uniforms: Float[Tensor, "n tokens"],
         limits: Sequence[int],
         stops: Sequence[int],
@@ -204,8 +205,8 @@ class Native:
         jobs = [(prompt, len(list(copies))) for prompt, copies in groupby(order, key=lambda i: prompts[i])]
         t = Arrays(jobs, self.kinds, uniforms[order], [limits[i] for i in order], stops)
         task = t.task(self.model, tokens, temperature)
-        threads, seen = min(torch.get_num_threads(), rows), 0
-        shares = [rows // threads + (i < rows % threads) for i in range(threads)]
+        threads, seen = min(torch.get_num_threads(), self.rows), 0
+        shares = [self.rows // threads + (i < self.rows % threads) for i in range(threads)]
         memory = [torch.empty(self.library.needed(ctypes.byref(task), share), dtype=torch.uint8) for share in shares]
         with ThreadPoolExecutor(threads, "rollout") as pool:
             try:
@@ -263,7 +264,7 @@ def check_fits(base: Base, rows: int, capacity: int) -> None:
         raise Unknown(f"{config.model_type!r} is another kind of decoder")
     if any((window(config, i) or capacity) < capacity for i in range(config.num_hidden_layers)):
         raise Unknown("some layers see only a window")
-    if rows < FEW * torch.get_num_threads() and sum(p.numel() for p in model.parameters()) > SMALL:
+    if rows < FEW * torch.get_num_threads() and size_of(base) > SMALL:
         raise Unknown("it is large, and every thread would read all of it for a few rows")
     if type(model.get_input_embeddings()) is not nn.Embedding or not is_plain(model.get_output_embeddings()):
         raise Unknown("its embeddings or its head are not the library's own")
@@ -274,6 +275,10 @@ def library() -> Any:
     if (found := _load()) is None:
         raise Unknown("native.c could not be compiled")
     return found
+
+
+def size_of(base: Base) -> int:
+    return sum(parameter.numel() for parameter in base.model.parameters())
 
 
 @cache

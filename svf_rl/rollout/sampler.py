@@ -98,7 +98,7 @@ def _run(
     uniforms = torch.stack([uniform_numbers(seed, sampling.max_tokens) for seed in seeds])
     limits = [min(sampling.max_tokens, base.context - len(prompt)) for prompt in prompts]
     tagged = [(kind, *prompt) for kind, prompt in zip(kinds, prompts, strict=True)]
-    yield from native.run(tagged, sampling.max_tokens, sampling.temperature, rows, uniforms, limits, sorted(base.codec.stop_ids))
+    yield from native.run(tagged, sampling.max_tokens, sampling.temperature, uniforms, limits, sorted(base.codec.stop_ids))
 
 
 def _nothing(kinds: Tensor) -> None:

@@ -37,7 +37,7 @@ def write(base: Base, prompts: list[list[int]], tokens: int = 12, rows: int = 5,
     ready = Native(base, rows, base.context, ONE, nothing)
     limits = [min(tokens, base.context - len(p)) for p in prompts]
     found = {}
-    for some in ready.run([(0, *p) for p in prompts], tokens, temperature, rows, uniforms, limits, []):
+    for some in ready.run([(0, *p) for p in prompts], tokens, temperature, uniforms, limits, []):
         found.update(some)
     return [found[i] for i in range(len(prompts))]
 
@@ -132,7 +132,7 @@ def test_a_draw_is_the_first_token_whose_cumulative_mass_exceeds_the_number(tiny
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24, 1.0])
 def test_the_ends_of_the_unit_interval(tiny_base: Base, uniform: float) -> None:
     ready = Native(tiny_base, 64, 64, ONE, nothing)
-    ((found,),) = [some.values() for some in ready.run([(0, 5)], 4, 1.0, 1, torch.full((1, 4), uniform), [4], []) if some]
+    ((found,),) = [some.values() for some in ready.run([(0, 5)], 4, 1.0, torch.full((1, 4), uniform), [4], []) if some]
     assert all(0 <= i < 300 for i in found.ids)
     assert all(np.isfinite(found.logprobs))
 
@@ -152,7 +152,7 @@ def test_kinds_have_factors_of_their_own(tiny_base: Base, with_base: bool, rank:
             ready = Native(tiny_base, 5, 64, torch.tensor([0, 1, 2]), choose)
             tagged = [(k, *p) for k, p in zip(kinds, prompts, strict=True)]
             uniforms = torch.rand(12, 12, generator=torch.Generator().manual_seed(0))
-            found = {i: c for some in ready.run(tagged, 12, 1.0, 5, uniforms, [12] * 12, []) for i, c in some.items()}
+            found = {i: c for some in ready.run(tagged, 12, 1.0, uniforms, [12] * 12, []) for i, c in some.items()}
         if with_base:
             assert [found[i] for i in range(0, 12, 3)] == plain[::3]
         for k, expert in enumerate(spread[:2]):
@@ -183,7 +183,7 @@ def test_scores_that_are_no_numbers_end_nothing_but_the_sense(tiny_base: Base) -
     ready = Native(base, 64, 64, ONE, nothing)
     ready._alive[0].fill_(torch.nan)  # the table of embeddings, of a copy of the base
     for temperature in (0.0, 1.0):
-        ((found,),) = [some.values() for some in ready.run([(0, 5)], 4, temperature, 1, torch.rand(1, 4), [4], []) if some]
+        ((found,),) = [some.values() for some in ready.run([(0, 5)], 4, temperature, torch.rand(1, 4), [4], []) if some]
         assert all(0 <= i < 300 for i in found.ids)
         assert all(np.isnan(found.logprobs))
 

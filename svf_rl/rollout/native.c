@@ -46,7 +46,7 @@ typedef struct {
     float temperature;
     num *token, *count, *ended;
     float *logprob;
-    num next_job, n_ended, cancelled;
+    num next_job, places, cancelled;
 } Task;
 
 /* waiting: answers without a row, from the answer `next`.  alive: answers that have not ended. */
@@ -68,7 +68,7 @@ INLINE vec max_of(vec a, vec b) { return choose(a > b, a, b); }
 INLINE num max(num a, num b) { return a > b ? a : b; }
 INLINE num up_to(num n, num step) { return (n + step - 1) / step * step; }
 
-/* exp(x), x between -87 and 87, to a unit in the last place or two: 2^n e^r with |r| <= log(2) / 2. */
+/* exp(x), x between -87 and 87, to a unit in the last place or two: 2^n e^r with |r| <= log(2) / 2, e^r as in Cephes' expf. */
 INLINE vec exp_of(vec x) {
     const float magic = 12582912.f; /* added to a small number, leaves its integer in the last bits */
     x = max_of(-max_of(-x, (vec){} - 87.f), (vec){} - 87.f);
@@ -76,8 +76,8 @@ INLINE vec exp_of(vec x) {
     ivec bits = (ivec)n << 23;
     n -= magic;
     vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec p = (((((r * 1.9875691500e-4f + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r + 1.6666665459e-1f) * r
-             + 5.0000001201e-1f) * (r * r) + r + 1.f;
+    vec p = (((r * 1.9875691500e-4f + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r + 1.6666665459e-1f;
+    p = (p * r + 5.0000001201e-1f) * (r * r) + r + 1.f;
     return (vec)((ivec)p + bits);
 }
 
@@ -110,8 +110,8 @@ static void tile_of(num count, const float *x, num stride, num in, const float *
     }
 }
 
-/* y [tokens, out] = or += x [tokens, in] w + bias. Tiles are of sizes as equal as can be, for one of two tokens takes as long as one
-   of five; each fetches its share of the next panel. */
+/* y [tokens, out] = or += x [tokens, in] w + bias. Tiles are of sizes as equal as can be, for one of two tokens takes as long as
+   one of five; each fetches its share of the next panel. */
 static void product(num tokens, const float *x, num stride, num in, const float *w, const float *bias, float *y, num wide, num out,
                     int add) {
     num tiles = (tokens + TILE - 1) / TILE, share = (PANEL + tiles - 1) / max(1, tiles);
@@ -180,8 +180,8 @@ static void remember(const Worker *o, const Layer *l, num layer, const Token *t,
     }
 }
 
-/* Scores of `seen` keys, those of empty slots in the last block -1e30; returns how many there are with them. What lies `half` behind
-   a head's keys are its values, and half behind those the next head's keys: either is fetched while the other is worked on. */
+/* Scores of `seen` keys, those of empty slots in the last block -1e30; returns how many there are with them. What lies `half`
+   behind a head's keys are its values, and half behind those the next head's keys: either is fetched while the other is used. */
 INLINE num score(const float *query, const float *keys, num half, num seen, num size, float scale, float *scores) {
     num blocks = (seen + LANES - 1) / LANES;
     for (num b = 0; b < blocks; b++) {
@@ -299,7 +299,7 @@ static num forward(const Worker *o, Token *token, num tokens) {
     return tokens;
 }
 
-/* The first token whose cumulative mass exceeds uniform * total, or the best one; mass [vocabulary up to SCORES] is written over. */
+/* The first token whose cumulative mass exceeds uniform * total, or the best one; mass [vocabulary and more] is written over. */
 static num draw(float *scores, num vocabulary, float temperature, float uniform, float *mass, float *logprob) {
     num n = up_to(vocabulary, LANES), chosen = 0;
     for (num i = vocabulary; i < n; i++) scores[i] = -1e30f;
@@ -330,8 +330,7 @@ static void record(Worker *o, Row *row, float *scores) {
     if (!over) return;
     row->prompt->alive--;
     row->prompt = 0;
-    num place = __atomic_fetch_add(&t->n_ended, 1, __ATOMIC_RELAXED);
-    __atomic_store_n(t->ended + place, a, __ATOMIC_RELEASE);
+    __atomic_store_n(t->ended + __atomic_fetch_add(&t->places, 1, __ATOMIC_RELAXED), a, __ATOMIC_RELEASE);
 }
 
 /* Run tokens, and do with the scores what they are for: draw a row's next token, or keep them for the rows of a prompt. */
@@ -451,4 +450,9 @@ void pack(const float *w, num out, num in, float *panel) {
 }
 
 num lanes(void) { return LANES; }
-num ended(Task *t) { return __atomic_load_n(&t->n_ended, __ATOMIC_ACQUIRE); }
+
+/* How many answers are written down in `ended`, `seen` of which are known: a place is given out before it is filled. */
+num ended(Task *t, num seen) {
+    while (seen < t->first_answer[t->jobs] && __atomic_load_n(t->ended + seen, __ATOMIC_ACQUIRE) >= 0) seen++;
+    return seen;
+}

@@ -72,7 +72,7 @@ class _Task(ctypes.Structure):
     _fields_ = [("model", ctypes.POINTER(_Model)), *((n, ctypes.c_int64) for n in "jobs longest most stops".split())]
     _fields_ += [(n, ctypes.c_void_p) for n in "first_id first_answer kind ids stop limit uniform".split()]
     _fields_ += [("temperature", ctypes.c_float), *((n, ctypes.c_void_p) for n in "token count ended logprob".split())]
-    _fields_ += [(n, ctypes.c_int64) for n in "next_job n_ended cancelled".split()]
+    _fields_ += [(n, ctypes.c_int64) for n in "next_job places cancelled".split()]
 
 
 class Native:
@@ -214,7 +214,7 @@ class Native:
                 going = {pool.submit(self.library.work, ctypes.byref(task), share, own.data_ptr()) for share, own in parts}
                 while going:
                     going = wait(going, POLL).not_done
-                    n = self.library.ended(ctypes.byref(task))
+                    n = self.library.ended(ctypes.byref(task), seen)
                     yield {order[a]: t.completion(a) for a in t.ended[seen:n].tolist()}
                     seen = n
             finally:
@@ -295,7 +295,7 @@ def _load() -> Any:
         ("pack", None, address, number, number, address),
         ("needed", number, task, number),
         ("work", None, task, number, address),
-        ("ended", number, task),
+        ("ended", number, task, number),
     ):
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments

@@ -144,7 +144,7 @@ class Bilinear(Annealed):
         if call.looking:
             call.masks = mask / self.offset.sigmoid()[:, None, None]
         weights = call.weights().mul_(mask)
-        return call.weighted(weights.div_(weights.sum(-1, keepdim=True)))
+        return call.weighted(weights).div_(weights.sum(-1).transpose(1, 2)[..., None])
 
     def log_mask(self, call: Call) -> Float[Tensor, "B heads T S"]:
         return F.logsigmoid(self.logits(call)) - F.logsigmoid(self.offset)[:, None, None]

@@ -333,11 +333,14 @@ static void record(Worker *o, Row *row, float *scores) {
     __atomic_store_n(t->ended + __atomic_fetch_add(&t->places, 1, __ATOMIC_RELAXED), a, __ATOMIC_RELEASE);
 }
 
-/* Run tokens, and do with the scores what they are for: draw a row's next token, or keep them for the rows of a prompt. */
+/* Run tokens, in blocks of sizes as equal as can be, and do with the scores what they are for: draw a row's next token, or keep
+   them for the rows of a prompt. */
 static void run(Worker *o, num tokens) {
-    for (num i = 0; i < tokens; i += BLOCK) {
+    num wide = up_to(o->m->vocabulary, SCORES);
+    for (num i = 0, blocks = (tokens + BLOCK - 1) / BLOCK, count; blocks; i += count, blocks--) {
+        count = (tokens - i) / blocks;
         Token *token = o->token + i;
-        num kept = forward(o, token, tokens - i < BLOCK ? tokens - i : BLOCK), wide = up_to(o->m->vocabulary, SCORES);
+        num kept = forward(o, token, count);
         for (num k = 0; k < kept; k++) {
             float *scores = o->scores + k * wide;
             if (token[k].row) record(o, token[k].row, scores);

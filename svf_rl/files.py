@@ -23,20 +23,25 @@ def cache_root() -> Path:
     return Path(os.environ.get("SVF_RL_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "svf-rl")
 
 
-def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:
-    """Replace the file's content in one step. OSError as from any write; the old file is then still there."""
+def write_bytes(path: Path, *pieces: bytes | memoryview, durable: bool = True) -> None:
+    """Replace the file's content in one step. OSError as from any write; the old file is then still there.
+
+    durable=False: without waiting for the disk, for what carries a digest and can be made again.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(pieces)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    if durable:
+        _flush_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,14 +52,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None, durable: bool = True
+) -> None:
     """A safetensors file with string metadata, to which the digest is added. The same content gives the same bytes."""
     fields, plain = dict(about or {}), {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     content = save(plain, {**fields, "digest": hash_tensors(plain, fields)})
     end = 8 + int.from_bytes(content[:8], "little")  # a length, a header in JSON, then the values
     header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()  # safetensors writes metadata in any order
     header += b" " * (-len(header) % 8)
-    write_bytes(path, len(header).to_bytes(8, "little"), header, memoryview(content)[end:])
+    write_bytes(path, len(header).to_bytes(8, "little"), header, memoryview(content)[end:], durable=durable)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

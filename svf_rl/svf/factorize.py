@@ -146,6 +146,7 @@ def _keep(path: Path, factors: Mapping[str, Factors], progress: Progress) -> Non
     """Write the cache. A folder that cannot be written costs time, not the run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, {f"{name}.{part}": tensor for name, f in factors.items() for part, tensor in f._asdict().items()})
+        parts = {f"{name}.{part}": tensor for name, f in factors.items() for part, tensor in f._asdict().items()}
+        write_tensors(path, parts, durable=False)
     except OSError as error:
         progress.say(f"the factors are not kept for the next run: cannot write {str(path)!r} ({error.strerror})")

@@ -35,6 +35,16 @@ def test_replaces(path: Path) -> None:
     assert only(path) == NEW
 
 
+def test_only_what_must_last_waits_for_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+    monkeypatch.setattr(os, "fsync", waited.append)
+    files.write_bytes(path, NEW, durable=False)
+    assert only(path) == NEW
+    assert not waited
+    files.write_bytes(path, OLD)
+    assert len(waited) == 2  # for the file, and for the folder that names it
+
+
 @pytest.mark.parametrize("step", ["fsync", "chmod", "replace"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_keeps_the_old(path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) -> None:

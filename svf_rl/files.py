@@ -52,9 +52,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None, durable: bool = True
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None, durable: bool = True) -> None:
     """A safetensors file with string metadata, to which the digest is added. The same content gives the same bytes."""
     fields, plain = dict(about or {}), {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     content = save(plain, {**fields, "digest": hash_tensors(plain, fields)})

@@ -12,7 +12,7 @@ from torch import Tensor
 from svf_rl.adapters import make_adapter
 from svf_rl.attention import host
 from svf_rl.attention.adapter import AttentionAdapter
-from svf_rl.attention.gated import GatedConfig, Output
+from svf_rl.attention.gated import GatedConfig, GatedPatch, Output
 from svf_rl.attention.selective import Form, SelectiveConfig
 from svf_rl.attention.shiftable import Pool, ShiftableConfig
 from svf_rl.attention.soft_mask import Form as MaskForm
@@ -94,6 +94,12 @@ def config(case: tuple[Base, Any]) -> Any:
 def ids() -> Tensor:
     """Three rows of eleven tokens."""
     return torch.randint(0, 290, (3, 11), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hard gates at their mode with a gradient too; all else that such a test says holds of them as of the others."""
+    monkeypatch.setattr(GatedPatch, "uniform", lambda patch: None)
 
 
 def stir(adapter: AttentionAdapter, amount: float = 0.3) -> None:

@@ -6,6 +6,12 @@ A is the base's softmax; pairs are gated after it and not renormalised, so a hea
 the token, of r values each; all maps start at zero, so o = G = 1 and the untrained model is the base bit for bit: with a gradient
 the pair term is computed as A v + ((G - 1) A) v; without, as (G A) v once any map is not zero. c is remembered beside the keys.
 
+output=hard: o = clamp(1.2 sigmoid((x_i w_h + b_h + noise_h) / s) - 0.1, 0, 1). Without a gradient there is no noise and s = 1: the
+untrained model is the base bit for bit. With one, s = 2/3 and the noise is the logit of a uniform number, one for each head, layer
+and optimiser step, the same for all tokens: padding and the cut into micro-batches change nothing. The untrained model is then not
+the base: a head is at exactly 1 in 80 % of the steps, at 0 in 1 %, else between. The number of steps done is kept with the
+parameters and the noise is a function of it, so a training that goes on draws what it would have drawn.
+
 The penalty is that of the contribution of each head to each token, through pairs j:
 
     weight * mean over tokens i of  sum over j (sum over h  |o_ih G_ijh A_ijh v_jh W_O,h|^p)^(1/p),   p = 0.6
@@ -67,6 +73,9 @@ class GatedPatch(Patch):
         super().__init__()
         self.config, self.heads = config, site.heads
         self._out = site.out.unflatten(1, (site.heads, -1)).float()
+        self.layer = site.layer
+        if config.output == Output.hard:
+            self.steps = nn.Parameter(torch.zeros(()), requires_grad=False)
         if config.output != Output.none:
             self.output = nn.Parameter(torch.zeros(site.heads, site.width))
             self.output_bias = nn.Parameter(torch.full((site.heads,), OPEN if config.output == Output.hard else 0.0))
@@ -116,9 +125,21 @@ class GatedPatch(Patch):
         return leaky_clamp((query / self.config.rank) @ key.transpose(2, 3))
 
     def output_gates(self, hidden: Float[Tensor, "B T width"]) -> Float[Tensor, "B T H"]:
-        """o, in [0, 2]; in [0, 1] where it is hard."""
+        """o, in [0, 2]; in [0, 1] where it is hard, and then drawn where there is a gradient."""
         logits = hidden.float() @ self.output.T + self.output_bias
-        return hard_concrete(logits) if self.config.output == Output.hard else 2 * logits.sigmoid()
+        if self.config.output == Output.hard:
+            return hard_concrete(logits, self.uniform() if torch.is_grad_enabled() else None)
+        return 2 * logits.sigmoid()
+
+    def uniform(self) -> Float[Tensor, " H"]:
+        """Uniform numbers of this layer and optimiser step."""
+        generator = torch.Generator().manual_seed(1_000_003 * self.layer + int(self.steps))
+        return torch.rand(self.heads, generator=generator).to(self.steps.device)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        if self.config.output == Output.hard:
+            self.steps.add_(1)
 
     def _measure(self, call: Call, weights: Tensor | None, pairs: Tensor | None) -> None:
         if call.gates is not None:

@@ -114,10 +114,11 @@ class Language(nn.Module):
 
 
 def backward(language: Language, ids: Int[Tensor, "rows length"]) -> float:
-    """Mean nats of ids[:, 1:] given what precedes them; its gradient is added to those of the parameters."""
-    loss = F.cross_entropy(language(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-    loss.backward()
-    return float(loss.detach())
+    """Mean nats of ids[:, 1:] given what precedes them. Its gradient and the penalty's are added to those of the parameters."""
+    nats = F.cross_entropy(language(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    penalty = language.adapter.penalty() if language.adapter else None
+    (nats if penalty is None else nats + penalty).backward()
+    return float(nats.detach())
 
 
 @torch.no_grad()

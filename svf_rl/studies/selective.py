@@ -2,6 +2,7 @@
 
 standard        a Llama.                    torch   the same function in plain torch (reference.py), from the same weights.
 linear          query and key side by side, mapped: standard attention plus a map of the query, and under RoPE a relative bias.
+                The source calls it selective, and here it has that name too.
 multiplicative  the query multiplies keys and values.              nonlinear   a hidden layer for every pair.
 
 Forms that need fewer parameters get a wider feed-forward layer, until all are equal to less than one of its units. The source's
@@ -41,6 +42,7 @@ from svf_rl.studies.scratch import Language, Shape, Text, as_base, backward, jud
 from svf_rl.studies.training import Recipe, train
 
 TYPES = ("standard", *map(str, Form), "torch")
+ALIASES = {"selective": str(Form.linear)}
 TRUTH = (
     "With a linear map of query and key side by side the weights over j are those of standard attention (under RoPE, with a term "
     "that depends on the distance), and the output is standard attention's plus a map of the query: no form of it sees pairs."
@@ -69,14 +71,19 @@ class SelectiveStudyConfig:
     naive_rows: int = 1
 
     def __post_init__(self) -> None:
-        wrong = [name for name in listed(self.mha_type) if name not in TYPES]
+        wrong = set(self.types) - set(TYPES)
         if wrong or set(listed(self.rope)) - {"true", "false"}:
-            found = f"{self.mha_type} and {self.rope}"
-            raise UserError(f"expected selective.mha_type among {list(TYPES)} and selective.rope true or false, found {found}")
+            known, found = [*TYPES, *ALIASES], f"{self.mha_type} and {self.rope}"
+            raise UserError(f"expected selective.mha_type among {known} and selective.rope true or false, found {found}")
         check_at_least(1, self, "seeds width layers heads length rank hidden epochs batches rows", "selective.")
         check_at_least(0, self, "naive_rows", "selective.")
         if self.width % (2 * self.heads):
             raise UserError(f"expected a width that is an even multiple of heads, found {self.width} and {self.heads}")
+
+    @property
+    def types(self) -> list[str]:
+        """The names in mha_type, each once."""
+        return list(dict.fromkeys(ALIASES.get(name, name) for name in listed(self.mha_type)))
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Naive(Linear):
 def run(config: SelectiveStudyConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     """Every kind of attention and seed, those that are done from the folder."""
     text = read_text(config.corpus, config.tokenizer, config.length, progress.say)
-    kinds = [(kind, rope == "true") for kind, rope in product(listed(config.mha_type), listed(config.rope))]
+    kinds = [(kind, rope == "true") for kind, rope in product(config.types, listed(config.rope))]
     cells = [Cell(*kind, seed) for kind in kinds for seed in range(config.seeds)]
     settings = {key: value for key, value in asdict(config).items() if key not in ("mha_type", "rope", "seeds", "naive_rows")}
     found: dict[Cell, dict[str, Any]] = {}

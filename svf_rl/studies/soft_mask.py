@@ -4,8 +4,9 @@ The forms are those of svf_rl/attention/soft_mask.py; none is the same model wit
 has one (bilinear, original), else the factor itself; saturated ones are below 0.01 or above 0.99, over all pairs of a token and an
 earlier one. The published mask's own start, at its temperature of 20, is measured too.
 
-Left in the folder: of every form and seed the trained model, and the losses of all batches as a histogram for each epoch; for
-the first seed of a form, text written with a cache, within the context and beyond it.
+Left in the folder: of every form and seed the model after each epoch, and the losses of all batches as a histogram for each epoch.
+The first seed of a form writes text with a cache, within the context and beyond it, from its stored model: another prompt trains
+nothing again.
 
 Source: gangasingh7058/Learned-Attention at ee83994: the model's sizes, histograms, checkpoints, writing from a prompt.
 Differs from the source: a validation and a test text; the cosine goes by the step; embeddings start at 0.02, not at 1, which there
@@ -38,7 +39,7 @@ from svf_rl.settings import listed
 from svf_rl.studies.losses import draw, histograms
 from svf_rl.studies.parts import part, to_csv
 from svf_rl.studies.scratch import Language, Shape, Text, as_base, judge, new_model, peak, read_text, verdict
-from svf_rl.studies.training import Recipe, train
+from svf_rl.studies.training import Recipe, load_model, train
 
 FORMS = ("none", *map(str, Form))
 SHARP = 20.0  # the published temperature
@@ -58,6 +59,9 @@ class SoftMaskStudyConfig:
     feed_forward: int = 704
     context: int = 128
     rank: int = 8
+    temperature: float = 5.0
+    anneal_steps: int = 50
+    openness: float = 0.0
     epochs: int = 2
     batches: int = 80
     rows: int = 8
@@ -72,12 +76,17 @@ class SoftMaskStudyConfig:
         check_at_least(1, self, "seeds width layers heads feed_forward context rank epochs batches rows tokens", "soft_mask.")
         if self.width % (2 * self.heads):
             raise UserError(f"expected a width that is an even multiple of heads, found {self.width} and {self.heads}")
+        self.mask(Form.bilinear)
+
+    def mask(self, form: Form) -> SoftMaskConfig:
+        """The settings of a mask. UserError for impossible ones."""
+        return SoftMaskConfig("soft_mask", form, self.rank, self.temperature, self.anneal_steps, self.openness)
 
 
 def run(config: SoftMaskStudyConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     """Every form and seed, those that are done from the folder."""
     text = read_text(config.corpus, config.tokenizer, config.context, progress.say)
-    settings = {key: value for key, value in asdict(config).items() if key not in ("forms", "seeds")}
+    settings = {key: value for key, value in asdict(config).items() if key not in ("forms", "seeds", "prompt", "tokens")}
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for form, seed in progress.over(list(product(listed(config.forms), range(config.seeds))), "training"):
         found[form, seed] = part(
@@ -85,11 +94,13 @@ def run(config: SoftMaskStudyConfig, folder: Path, progress: Progress) -> dict[s
         )
     rows = [summary(form, [one for (name, _), one in found.items() if name == form]) for form in listed(config.forms)]
     start = published_start(config.width, config.context, text.vocabulary)
+    texts = {form: written(stored(form, config, text, folder), config, text) for form in listed(config.forms)}
     write_bytes(folder / "losses.png", figure(found))
     return {
         "table": rows,
-        "findings": findings(rows, start, found),
+        "findings": findings(rows, start, found, texts),
         "published_start": start,
+        "written": texts,
         "parts": {f"{form}-seed{seed}": one for (form, seed), one in found.items()},
     }
 
@@ -99,12 +110,11 @@ def build(form: str, seed: int, config: SoftMaskStudyConfig, text: Text) -> Lang
     model = new_model(shape, seed)
     if form == "none":
         return Language(model)
-    settings = SoftMaskConfig(form=Form(form), rank=config.rank)
-    return Language(model, make_soft_mask(as_base(model, text, config.context), settings, Progress(quiet=True)))
+    return Language(model, make_soft_mask(as_base(model, text, config.context), config.mask(Form(form)), Progress(quiet=True)))
 
 
 def measure(form: str, seed: int, config: SoftMaskStudyConfig, text: Text, folder: Path, progress: Progress) -> dict[str, Any]:
-    """One form with one seed, trained, saved, judged and heard."""
+    """One form with one seed, trained, saved and judged."""
     name, language = f"{form}-seed{seed}", build(form, seed, config, text)
     before = saturated(language, text.valid[:16, :-1])
     recipe = Recipe(config.epochs, config.batches, config.rows, config.learning_rate)
@@ -119,7 +129,6 @@ def measure(form: str, seed: int, config: SoftMaskStudyConfig, text: Text, folde
         "saturated": [before, saturated(language, text.valid[:16, :-1])],
         "seconds": statistics.median(history.seconds),
         "peak": peak(language, text.train[: config.rows]),
-        "written": written(language, config, text) if seed == 0 else {},
     }
 
 
@@ -159,6 +168,13 @@ def published_start(width: int, context: int, vocabulary: int, rows: int = 16, h
     normed, later = norm(x), torch.ones(context, context, dtype=torch.bool).triu(1)
     mixed = attention(normed, normed, normed, attn_mask=later, need_weights=False)[0]
     return _share((SHARP * predict(x + mixed)).sigmoid())
+
+
+def stored(form: str, config: SoftMaskStudyConfig, text: Text, folder: Path) -> Language:
+    """The trained model of a form's first seed."""
+    language = build(form, 0, config, text)
+    load_model(folder / f"{form}-seed0.safetensors", language)
+    return language
 
 
 def written(language: Language, config: SoftMaskStudyConfig, text: Text) -> dict[str, str]:
@@ -204,8 +220,13 @@ def summary(form: str, own: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def findings(rows: Sequence[Mapping[str, Any]], start: float, found: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[str]:
-    """What the figures come to, in sentences."""
+def findings(
+    rows: Sequence[Mapping[str, Any]],
+    start: float,
+    found: Mapping[tuple[str, int], Mapping[str, Any]],
+    texts: Mapping[str, Mapping[str, str]],
+) -> list[str]:
+    """What the figures come to, in sentences. texts: as `written` gives them, by form."""
     said = [
         f"The published mask, before any training, at its temperature of {SHARP:g}: {100 * start:.0f} % of its gates are saturated."
     ]
@@ -220,7 +241,7 @@ def findings(rows: Sequence[Mapping[str, Any]], start: float, found: Mapping[tup
             how = verdict(mean)
             lower = f"{mean.value:+.4f} [{mean.low:+.4f}, {mean.high:+.4f}] nats"
             said.append(f"{row['form']}: {how} no mask, its test loss is lower by {lower}.")
-    refused = [form for (form, _), one in found.items() if one["written"].get("tokens", "").startswith("refused")]
+    refused = [form for form, text in texts.items() if text["tokens"].startswith("refused")]
     return said + [f"{form} cannot write beyond its context." for form in refused]
 
 

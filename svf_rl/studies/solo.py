@@ -17,6 +17,7 @@ from svf_rl.studies.heads import Heads, Places, places
 from svf_rl.studies.trigrams import draw, vocabulary
 
 ACTIVE = 0.1  # of the strongest
+LEARNT = 0.99  # the least accuracy of a trigram that a model has learnt
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def examples(trigrams: int, rows: int, seed: int) -> Examples:
 def solo_heads(outputs: Float[Tensor, "places heads V"], found: Examples) -> dict[int, list[int]]:
     """For each trigram the heads that encode it alone: whatever other heads are removed, those that stay still say its C.
 
-    In more than 99 % of its examples. A trigram without one is distributed.
+    In more than 99 % of its examples. A trigram without one is distributed, if the model has learnt it.
     """
     solo: dict[int, list[int]] = {}
     for b in range(1, found.trigrams + 1):
@@ -54,7 +55,8 @@ def _speaks_alone(said: Float[Tensor, "examples heads V"], head: int, others: li
 
 @torch.no_grad()
 def measures(base: Heads, gated: Heads, found: Examples) -> dict[str, Any]:
-    """R2 of the imitation and, of both models: accuracy, solo heads, distributed trigrams, heads that speak for a trigram.
+    """R2 of the imitation and, of both models: accuracy, solo heads, trigrams that are not learnt, distributed ones, heads that
+    speak for a trigram.
 
     A pair of tokens is active in a head that says a tenth as much through it as the most that is said, a head speaks for a trigram
     if it says a tenth of what all heads together do there.
@@ -66,15 +68,22 @@ def measures(base: Heads, gated: Heads, found: Examples) -> dict[str, Any]:
 
 def _model(model: Heads, found: Examples) -> dict[str, Any]:
     outputs, forced = model.per_head(found.at)[0], found.forced
-    logits = F.one_hot(found.at.tokens, outputs.shape[-1]) + outputs.sum(1)
-    solo = solo_heads(outputs, found)
+    right, solo = answers(outputs, found), solo_heads(outputs, found)
+    learnt = [b for b in solo if right[forced & (found.at.tokens == b)].mean() >= LEARNT]
     loud = outputs[forced].norm(dim=-1) > ACTIVE * outputs[forced].sum(1).norm(dim=-1)[:, None]
     return {
-        "accuracy": float((logits.argmax(-1) == found.at.tokens + found.trigrams)[forced].double().mean()),
+        "accuracy": float(right[forced].mean()),
         "solo": solo,
-        "distributed": [b for b, heads in solo.items() if not heads],
+        "not_learnt": [b for b in solo if b not in learnt],
+        "distributed": [b for b in learnt if not solo[b]],
         "heads_per_trigram": float(loud.sum(1).double().mean()),
     }
+
+
+def answers(outputs: Float[Tensor, "places heads V"], found: Examples) -> Float[Tensor, " places"]:
+    """1 where the model, which adds what its heads say to the token, says the C of a B; else 0."""
+    logits = F.one_hot(found.at.tokens, outputs.shape[-1]) + outputs.sum(1)
+    return (logits.argmax(-1) == found.at.tokens + found.trigrams).double()
 
 
 def _gates(gated: Heads, found: Examples) -> dict[str, float]:

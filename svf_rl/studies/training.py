@@ -1,7 +1,8 @@
 """Training a small language model from scratch, in epochs; one that was stopped goes on.
 
 AdamW with decay on matrices only, warm-up and a cosine by the step, the gradient's norm clipped to 1. A batch is a pure function of
-(seed, step). After each epoch the weights, the optimiser and the history go into one file; after the last, no optimiser.
+(seed, step). After each epoch the weights, the optimiser and the history go into one file, which replaces that of the epoch before;
+after the last, no optimiser. The weights alone of each epoch stay in files of their own.
 
 Source: the recipe of karpathy/nanoGPT train.py.
 """
@@ -73,8 +74,22 @@ def train(language: Language, text: Text, recipe: Recipe, seed: int, path: Path,
                 history.seconds.append(time.perf_counter() - begun)
                 done(1)
             history.valid.append(judge(language, text.valid)["nats"])
+            write_tensors(epoch_file(path, epoch + 1), _weights(language))
             _save(path, language, optimizer.state if epoch + 1 < recipe.epochs else {}, history, about)
     return history
+
+
+def epoch_file(path: Path, epoch: int) -> Path:
+    """Where the model is as it was after this epoch, from 1."""
+    return path.with_name(f"{path.stem}-epoch{epoch}{path.suffix}")
+
+
+def load_model(path: Path, language: Language) -> None:
+    """Take the weights of a checkpoint or of an epoch's file. UserError if there is none, or of a model of another shape."""
+    try:
+        _load(language, read_tensors(path)[0])
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the model {str(path)!r} ({error}); choose another out") from error
 
 
 def _optimizer(language: Language, recipe: Recipe) -> torch.optim.AdamW:
@@ -98,10 +113,14 @@ def _update(language: Language, optimizer: torch.optim.Optimizer, ids: Int[Tenso
 
 
 def _save(path: Path, language: Language, moments: Mapping[Tensor, Mapping[str, Tensor]], history: History, about: str) -> None:
-    tensors: dict[str, Tensor] = {f"p.{name}": p for name, p in language.named_parameters()}
+    tensors = _weights(language)
     for name, p in language.named_parameters():
         tensors |= {f"{key}.{name}": moment for key, moment in moments.get(p, {}).items()}
     write_tensors(path, tensors, {"history": json.dumps(vars(history)), "training": about})
+
+
+def _weights(language: Language) -> dict[str, Tensor]:
+    return {f"p.{name}": p for name, p in language.named_parameters()}
 
 
 @torch.no_grad()

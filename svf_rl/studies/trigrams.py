@@ -38,12 +38,19 @@ def draw(trigrams: int, rows: int, generator: torch.Generator) -> tuple[Int[Tens
 def problems(ids: Int[Tensor, "rows time"], forced: Bool[Tensor, "rows time"], trigrams: int, at_least: int) -> list[str]:
     """What is wrong with a data set; empty if it is valid."""
     source, follows = ids[:, :-1][forced[:, :-1]], ids[:, 1:][forced[:, :-1]]
-    counts = torch.bincount(source, minlength=trigrams + 1)[1 : trigrams + 1]
+    counts, cut = (torch.bincount(b, minlength=trigrams + 1)[1 : trigrams + 1] for b in (source, cut_off(ids, forced, trigrams)))
     before = torch.cat([torch.zeros(len(ids), 1, dtype=torch.bool), (ids == 0).cumsum(1)[:, :-1] > 0], 1)[:, 1:]
     free = torch.bincount(ids[:, 1:][~before], minlength=vocabulary(trigrams)).float()
     found = {
         "a trigram is missing or rare": bool((counts < at_least).any()),
         "a B is followed by another token than its C": not torch.equal(follows, source + trigrams),
+        "too often there is no place left for a C": bool(cut.max() > 0.5 * (counts + cut).min()),
         "free tokens are not uniform": bool(free.max() > 1.5 * free.min()),
     }
     return [what for what, wrong in found.items() if wrong]
+
+
+def cut_off(ids: Int[Tensor, "rows time"], forced: Bool[Tensor, "rows time"], trigrams: int) -> Int[Tensor, " some"]:
+    """The last tokens that are a B of an open A: their C would stand beyond the end."""
+    last, is_open = ids[:, -1], (ids[:, :-1] == 0).sum(1) > forced[:, :-1].sum(1)
+    return last[is_open & (last >= 1) & (last <= trigrams)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from svf_rl.adapters import make_adapter
 from svf_rl.attention import host
 from svf_rl.attention.adapter import AttentionAdapter
-from svf_rl.attention.gated import GatedConfig, Output
+from svf_rl.attention.gated import GatedConfig, GatedPatch, Output
 from svf_rl.attention.selective import Form, SelectiveConfig
 from svf_rl.attention.shiftable import Pool, ShiftableConfig
 from svf_rl.attention.soft_mask import Form as MaskForm
@@ -65,16 +65,22 @@ def backends(architecture_folders: dict[str, Path]) -> Iterator[dict[str, Base]]
 
 
 WITHOUT_ROPE = ("shiftable-prompt", "gated-hard", "soft_mask-original")  # forms that no rotation touches
+
+
+def marks(base: str, module: str) -> list[Any]:
+    """The other forms of a module are quick tests on one base, and slow ones on the rest."""
+    quick = "-" not in module or base == ("gpt2-eager" if module in WITHOUT_ROPE else "qwen2-sdpa")
+    return [] if quick else [pytest.mark.slow]
+
+
 CASES = [
-    (f"{name}-{backend}", module)
-    for name in ARCHITECTURES
-    for backend in BACKENDS
+    pytest.param((base, module), marks=marks(base, module), id=f"{base}-{module}")
+    for base in (f"{name}-{backend}" for name in ARCHITECTURES for backend in BACKENDS)
     for module in MODULES
-    if "-" not in module or (name, backend) == (("gpt2", "eager") if module in WITHOUT_ROPE else ("qwen2", "sdpa"))
 ]
 
 
-@pytest.fixture(params=CASES, ids="-".join)
+@pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest, backends: dict[str, Base]) -> tuple[Base, Any]:
     return backends[request.param[0]], MODULES[request.param[1]]
 
@@ -86,7 +92,7 @@ def base(case: tuple[Base, Any]) -> Base:
 
 @pytest.fixture
 def config(case: tuple[Base, Any]) -> Any:
-    """Every module on every base; its other forms on one of them."""
+    """Every module in every form, on every base."""
     return case[1]
 
 
@@ -94,6 +100,12 @@ def config(case: tuple[Base, Any]) -> Any:
 def ids() -> Tensor:
     """Three rows of eleven tokens."""
     return torch.randint(0, 290, (3, 11), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hard gates at their mode with a gradient too; all else that such a test says holds of them as of the others."""
+    monkeypatch.setattr(GatedPatch, "uniform", lambda patch: None)
 
 
 def stir(adapter: AttentionAdapter, amount: float = 0.3) -> None:

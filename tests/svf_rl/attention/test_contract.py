@@ -95,7 +95,7 @@ def test_pieces_are_the_whole(base: Base, config: Any, adapt: Any, ids: Tensor, 
         close(mine * past, other * past)
 
 
-def test_a_gradient_changes_no_logits(base: Base, config: Any, adapt: Any, ids: Tensor) -> None:
+def test_a_gradient_changes_no_logits(base: Base, config: Any, adapt: Any, ids: Tensor, no_noise: None) -> None:
     """With one, everything is made at once; without, in pieces and without a logarithm or a difference."""
     adapt(base, config)
     mask = torch.ones_like(ids)
@@ -174,7 +174,7 @@ def test_detaching_leaves_the_base(base: Base, config: Any, adapt: Any, ids: Ten
     adapter.install()
 
 
-def test_gradients_pass_through_the_base(base: Base, config: Any, adapt: Any, ids: Tensor) -> None:
+def test_gradients_pass_through_the_base(base: Base, config: Any, adapt: Any, ids: Tensor, no_noise: None) -> None:
     """Untrained, the model is the base as a function of its input: so are its derivatives."""
 
     def slope() -> Tensor:

@@ -1,5 +1,6 @@
 """Specialists and their gate: the formula, adding and removing, labels, priors, and the block for encoders."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -62,22 +63,25 @@ def test_a_shut_gate_is_the_base_exactly(backends: dict[str, Base], adapt: Any, 
     assert not torch.allclose(logits(base, ids), before, atol=0.05)
 
 
-def test_top_k_reads_with_no_more(backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
+@pytest.mark.parametrize(("specialists", "top_k"), [(1, 1), (5, 2), (50, 3)])
+def test_top_k_reads_with_no_more(specialists: int, top_k: int, backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
     base = backends["llama-sdpa"]
-    adapter = adapt(base, ShiftableConfig(specialists=6, rank=2, top_k=2))
+    adapter = adapt(base, ShiftableConfig(specialists=specialists, rank=2, top_k=top_k))
     with torch.no_grad():
         _, gates = adapter.look(ids, return_gates=True)
     for layer in gates:
-        assert bool(((layer[..., 1:] > 0).sum(-1) == 2).all())
+        assert bool(((layer[..., 1:] > 0).sum(-1) == top_k).all())
         assert torch.allclose(layer.sum(-1), torch.ones(3, 11))
     state = adapter.state()
     adapter.uninstall()
-    whole = adapt(base, ShiftableConfig(specialists=6, rank=2))
+    whole = adapt(base, ShiftableConfig(specialists=specialists, rank=2))
     whole.load_state(state)
     with torch.no_grad():
         _, every = whole.look(ids, return_gates=True)
     kept = every[0] * (gates[0] > 0)
     assert torch.allclose(kept / kept.sum(-1, keepdim=True), gates[0], atol=1e-5)
+    best = every[0][..., 1:].topk(top_k).indices
+    assert torch.equal(best.sort(-1).values, gates[0][..., 1:].topk(top_k).indices.sort(-1).values)
 
 
 def test_adding_and_removing_leave_the_others(backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
@@ -181,6 +185,41 @@ def test_the_block_stands_in_for_a_layer(norm_first: bool, batch_first: bool, po
         else:
             with pytest.raises(ValueError, match="what follows"):
                 block(x, src_mask=causal)
+
+
+@pytest.mark.parametrize("method", ["__init__", "forward"])
+def test_the_block_has_the_signature_of_a_layer(method: str) -> None:
+    """Names, order, kinds and defaults; what the block has beyond them comes after, and may be left out."""
+    theirs, ours = (
+        list(inspect.signature(getattr(kind, method)).parameters.values())
+        for kind in (nn.TransformerEncoderLayer, ShiftableTransformerBlock)
+    )
+    said = [[(p.name, p.kind, p.default) for p in some] for some in (theirs, ours[: len(theirs)])]
+    assert said[0] == said[1]
+    assert all(p.default is not p.empty for p in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("pool", [Pool.token, Pool.causal_mean, Pool.sequence])
+def test_a_padding_mask_of_numbers_is_one_of_truth_values(batch_first: bool, pool: Pool) -> None:
+    """As the layer's at the start; and once the block is trained, where the gates too must leave padding out."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=batch_first)
+    block = ShiftableTransformerBlock.from_layer(layer, 2, pool=pool)
+    x = torch.randn(3, 5, 16) if batch_first else torch.randn(5, 3, 16)
+    padding = torch.arange(5) >= torch.tensor([[5], [3], [2]])
+    added = torch.zeros(3, 5).masked_fill(padding, -torch.inf)
+    assert torch.allclose(block(x, src_key_padding_mask=added), layer(x, src_key_padding_mask=added), atol=1e-6)
+    with torch.no_grad():
+        for parameter in (block.query_up, block.out_up, block.gate):
+            parameter.normal_()
+    found, gates = block(x, src_key_padding_mask=added, return_gates=True)
+    truth, expected = block(x, src_key_padding_mask=padding, return_gates=True)
+    torch.testing.assert_close((found, gates), (truth, expected))
+    changed = torch.where(padding[..., None], torch.randn(3, 5, 16), x if batch_first else x.transpose(0, 1))
+    other = block(changed if batch_first else changed.transpose(0, 1), src_key_padding_mask=added)
+    real = ~padding if batch_first else ~padding.T
+    torch.testing.assert_close(other[real], found[real])
 
 
 def test_the_geometry_knows_domains_and_what_is_none() -> None:

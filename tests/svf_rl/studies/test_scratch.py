@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from svf_rl.attention.soft_mask import SoftMaskConfig, make_soft_mask
 from svf_rl.evaluate.stats import Interval
-from svf_rl.studies.scratch import Language, Shape, Text, backward, judge, new_model, peak, read_text, verdict
+from svf_rl.progress import Progress
+from svf_rl.studies.scratch import Language, Shape, Text, as_base, backward, judge, new_model, peak, read_text, verdict
 
 
 def test_a_corpus_becomes_rows_and_a_vocabulary(text: Text, corpus: Path) -> None:
@@ -55,6 +57,22 @@ def test_the_loss_is_that_of_the_next_token(shape: Shape, text: Text) -> None:
     ids = text.train[:3]
     expected = F.cross_entropy(language(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert backward(language, ids) == pytest.approx(float(expected.detach()), abs=1e-5)
+
+
+def test_a_penalty_is_part_of_the_gradient_not_of_the_loss(shape: Shape, text: Text) -> None:
+    """The gradient with a penalty, less that without, is the penalty's own: it is linear in its weight."""
+
+    def measured(weight: float) -> tuple[float, torch.Tensor]:
+        model = new_model(shape, 0)
+        adapter = make_soft_mask(as_base(model, text, 16), SoftMaskConfig(openness=weight), Progress(quiet=True))
+        language = Language(model, adapter)
+        nats = backward(language, text.train[:3])
+        return nats, torch.stack([patch.query_map.grad for patch in language.patches])
+
+    (nats, none), (same, one), (_, three) = measured(0.0), measured(1.0), measured(3.0)
+    assert nats == same
+    assert float((one - none).abs().max()) > 1e-4
+    torch.testing.assert_close(three - none, 3 * (one - none), rtol=1e-3, atol=1e-6)
 
 
 def test_verdicts() -> None:

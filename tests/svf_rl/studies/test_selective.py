@@ -93,6 +93,12 @@ def test_without_the_standard_model_there_is_nothing_to_be_less_than(corpus: Pat
     assert (found["table"][0]["less"], found["naive"], len(found["findings"])) == (None, {}, 1)
 
 
+def test_selective_is_the_linear_form() -> None:
+    config = dataclasses.replace(SMALL, mha_type="[standard,selective,linear,torch]")
+    assert config.types == ["standard", "linear", "torch"]
+    assert dataclasses.replace(SMALL, mha_type="selective").types == ["linear"]
+
+
 @pytest.mark.parametrize("wrong", [{"mha_type": "[standard,quick]"}, {"rope": "maybe"}, {"seeds": 0}, {"width": 30}])
 def test_a_mistake_is_one_line(wrong: dict[str, Any], svf_rl: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="expected|must be at least"):

@@ -82,18 +82,36 @@ def test_a_short_study_leaves_histograms_text_and_models_and_goes_on(
     assert list(rows) == ["none", "bilinear", "original", "forget", "selective"]
     assert rows["none"]["saturated"] is None
     assert all(row["low"] <= row["test"] <= row["high"] for row in rows.values())
-    written = found["parts"]["forget-seed0"]["written"]
-    assert (len(written["within"]), len(written["tokens"])) == (16, 21)
-    assert found["parts"]["original-seed0"]["written"]["tokens"].startswith("refused: form=original knows 16 positions")
+    written = found["written"]
+    assert (len(written["forget"]["within"]), len(written["forget"]["tokens"])) == (16, 21)
+    assert written["original"]["tokens"].startswith("refused: form=original knows 16 positions")
     assert "original cannot write beyond its context." in found["findings"]
     with (tmp_path / "bilinear-seed0-losses.csv").open() as file:
         assert sum(int(row["batches"]) for row in csv.DictReader(file)) == 4
     assert len(list(tmp_path.glob("*-losses.png"))) == 5
     monkeypatch.setattr(soft_mask, "train", None)  # a second run that trained anything would fail
-    assert soft_mask.run(config, tmp_path, Progress(quiet=True))["table"] == found["table"]
+    again = soft_mask.run(config, tmp_path, Progress(quiet=True))
+    assert (again["table"], again["written"]) == (found["table"], written)
+    other = soft_mask.run(dataclasses.replace(config, prompt="bad", tokens=12), tmp_path, Progress(quiet=True))
+    assert other["table"] == found["table"]
+    assert all(text["tokens"].startswith("bad") and len(text["tokens"]) == 15 for text in other["written"].values())
+    for setting in ("temperature", "anneal_steps", "openness"):
+        with pytest.raises(UserError, match=f"made with another {setting};"):
+            soft_mask.run(dataclasses.replace(config, **{setting: 3}), tmp_path, Progress(quiet=True))
 
 
-@pytest.mark.parametrize("wrong", [{"forms": "[none,blurred]"}, {"epochs": 0}, {"heads": 3}])
+def test_the_settings_of_a_mask_are_settings_of_the_study(text: Text) -> None:
+    config = dataclasses.replace(SMALL, temperature=3.0, anneal_steps=4, openness=0.5)
+    language = build("bilinear", 0, config, text)
+    language.constrain()
+    assert [float(patch.temperature) for patch in language.patches] == [1.5, 1.5]
+    language(text.train[:2])
+    assert float(language.adapter.penalty().detach()) == pytest.approx(0.5)  # every M is 1 at the start
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"forms": "[none,blurred]"}, {"epochs": 0}, {"heads": 3}, {"temperature": 0.5}, {"anneal_steps": 0}]
+)
 def test_a_mistake_is_one_line(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="expected|must be at least"):
+    with pytest.raises(UserError, match="expected|at least"):
         dataclasses.replace(SMALL, **wrong)

@@ -9,8 +9,8 @@ import torch
 from svf_rl.files import read_tensors
 from svf_rl.progress import Progress
 from svf_rl.studies import superposition, trigrams
-from svf_rl.studies.heads import Heads, contribution, places
-from svf_rl.studies.solo import Examples, solo_heads
+from svf_rl.studies.heads import Heads, Places, contribution, places
+from svf_rl.studies.solo import Examples, _model, solo_heads
 from svf_rl.studies.superposition import SuperpositionConfig
 
 
@@ -37,10 +37,33 @@ def test_the_data_are_valid_and_faults_are_found() -> None:
     ids, forced = drawn(20000)
     assert trigrams.problems(ids, forced, 3, 1000) == []
     assert trigrams.problems(ids, forced, 3, 10**6) == ["a trigram is missing or rare"]
+    rest = (ids != 2).all(1)
+    assert {"a trigram is missing or rare", "free tokens are not uniform"} <= {*trigrams.problems(ids[rest], forced[rest], 3, 1)}
     broken = ids.clone()
     row, column = forced.nonzero()[0].tolist()
     broken[row, column + 1] = 0
     assert "a B is followed by another token than its C" in trigrams.problems(broken, forced, 3, 100)
+    assert trigrams.problems(torch.where(ids == 7, 4, ids), forced, 3, 1000) == ["free tokens are not uniform"]
+
+
+@pytest.mark.parametrize("short", [trigrams.LENGTH, 4, 3])
+def test_sequences_too_short_for_their_cs_are_found(short: int) -> None:
+    """In three tokens no A B has a place for its C; in four, fewer than half; in eleven, most. Counted as a reader would."""
+    ids, forced = drawn(20000)
+    ids, forced = ids[:, :short], forced[:, :short].clone()
+    forced[:, -1] = False
+    kept, cut = [0] * 8, [0] * 8
+    for row in ids.tolist():
+        is_open = False
+        for i, token in enumerate(row):
+            closes = is_open and token in (1, 2, 3)
+            kept[token] += closes and i + 1 < short
+            cut[token] += closes and i + 1 == short
+            is_open = token == 0 or (is_open and not closes)
+    assert torch.bincount(trigrams.cut_off(ids, forced, 3), minlength=8).tolist() == cut
+    wrong = max(cut) > 0.5 * min(a + b for a, b in zip(kept[1:4], cut[1:4], strict=True))
+    assert wrong == (short < trigrams.LENGTH)
+    assert ("too often there is no place left for a C" in trigrams.problems(ids, forced, 3, 0)) == wrong
 
 
 def naive(model: Heads, ids: torch.Tensor) -> torch.Tensor:
@@ -88,6 +111,42 @@ def test_heads_that_speak_alone_and_trigrams_that_none_does() -> None:
     assert solo_heads(said, found) == {1: [0], 2: [1], 3: []}
 
 
+class Said(Heads):
+    """A model of which it is given what its heads say."""
+
+    def __init__(self, said: torch.Tensor) -> None:
+        super().__init__(1, 3, 8, False, 0)
+        self.said = said
+
+    def per_head(self, at: Places) -> torch.Tensor:
+        return self.said[None]
+
+
+def test_a_trigram_that_is_not_learnt_is_not_distributed() -> None:
+    """Trigram 3 is shared; trigram 2 is said, softly, in 98 % of its examples and not at all in the others."""
+    found, said = by_hand(shared=True)
+    said = 2 * said
+    assert _model(Said(said), found)["distributed"] == [3]
+    seconds = (found.forced & (found.at.tokens == 2)).nonzero()[:, 0]
+    wrong = len(seconds) // 50
+    said[seconds[:wrong]] = 0.0
+    told = _model(Said(said), found)
+    assert (told["not_learnt"], told["distributed"]) == ([2], [3])
+    assert told["accuracy"] == pytest.approx(1 - wrong / int(found.forced.sum()))
+    assert _model(Said(0 * said), found)["not_learnt"] == [1, 2, 3]
+    assert _model(Said(0 * said), found)["distributed"] == []
+
+
+def test_every_target_has_a_verdict() -> None:
+    good = {"heads": 2, "seed": 0, "unlearnt_after": 0, "after": 0, "R2": 0.98, "each_after": 1.2, "gate": 0.5}
+    assert [line.split(": ")[1] for line in superposition.verdicts([good])] == ["met in 1 of 1."] * 5
+    bad = {"heads": 3, "seed": 4, "unlearnt_after": 1, "after": 2, "R2": 0.979, "each_after": 2.04, "gate": 0.002}
+    lines = superposition.verdicts([good, bad])
+    assert lines[2] == "R2 of at least 0.98: met in 1 of 2, missed by 3heads-4trigrams-seed4 (0.979)."
+    figures = [f"seed4 ({figure})." for figure in ("1", "2", "0.979", "2.04", "0.002")]
+    assert all(line.endswith(figure) for line, figure in zip(lines, figures, strict=True))
+
+
 def test_one_head_costs_less_than_two_that_share() -> None:
     """The penalty of a pair said by one head of strength 2, and by two of strength 1: 2 against 2 ** (1 / 0.6)."""
     at = places(torch.tensor([[7]]), 8)
@@ -103,7 +162,10 @@ def test_one_head_costs_less_than_two_that_share() -> None:
 
 def test_a_short_study_leaves_models_and_figures_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = SuperpositionConfig(heads="[2]", seeds=1, base_steps=2, steps=2, restarts=2, rows=8, copies=2)
-    (row,) = superposition.run(config, tmp_path, Progress(quiet=True))["table"]
+    found = superposition.run(config, tmp_path, Progress(quiet=True))
+    (row,) = found["table"]
+    assert row["unlearnt"] > 0 == row["distributed"]  # nothing is learnt in two steps
+    assert "R2 of at least 0.98: met in 0 of 1, missed by 2heads-3trigrams-seed0" in found["findings"][2]
     name = "2heads-3trigrams-seed0"
     tensors, _ = read_tensors(tmp_path / f"{name}-gated.safetensors")
     assert tensors["out"].shape == (1, 4, 8)

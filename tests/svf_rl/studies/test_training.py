@@ -13,8 +13,8 @@ from svf_rl.errors import Diverged, UserError
 from svf_rl.files import read_tensors
 from svf_rl.progress import Progress
 from svf_rl.studies import training
-from svf_rl.studies.scratch import Language, Shape, Text, as_base, new_model
-from svf_rl.studies.training import Recipe, batches, train
+from svf_rl.studies.scratch import Language, Shape, Text, as_base, judge, new_model
+from svf_rl.studies.training import Recipe, batches, epoch_file, load_model, train
 
 QUIET = Progress(quiet=True)
 RECIPE = Recipe(epochs=2, batches=3, rows=4, learning_rate=0.01, warmup=2)
@@ -72,6 +72,25 @@ def test_everything_is_trained_and_a_stopped_training_goes_on(
     assert all(torch.equal(p, dict(whole.named_parameters())[name]) for name, p in again.named_parameters())
     assert train(masked(shape, text), text, RECIPE, 0, path, QUIET) == resumed  # there is nothing left to do
     assert not any(name.startswith("exp_avg") for name in read_tensors(path)[0])
+
+
+def test_the_model_after_each_epoch_is_kept(shape: Shape, text: Text, tmp_path: Path) -> None:
+    """Weights alone; read into a fresh model, they have the loss that the history says."""
+    path = tmp_path / "cell.safetensors"
+    language = masked(shape, text)
+    history = train(language, text, RECIPE, 0, path, QUIET)
+    names = {f"p.{name}" for name, _ in language.named_parameters()}
+    for epoch, nats in enumerate(history.valid, 1):
+        assert read_tensors(tmp_path / f"cell-epoch{epoch}.safetensors")[0].keys() == names
+        again = masked(shape, text)
+        load_model(epoch_file(path, epoch), again)
+        assert judge(again, text.valid)["nats"] == nats
+    assert history.valid[0] != history.valid[1]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["cell-epoch1.safetensors", "cell-epoch2.safetensors", path.name]
+    with pytest.raises(UserError, match="of another shape"):
+        load_model(path, Language(new_model(dataclasses.replace(shape, layers=3), 0)))
+    with pytest.raises(UserError, match="cannot read the model"):
+        load_model(epoch_file(path, 3), language)
 
 
 def test_a_checkpoint_of_another_model_or_a_damaged_one_is_refused(shape: Shape, text: Text, tmp_path: Path) -> None:

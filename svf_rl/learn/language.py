@@ -32,6 +32,7 @@ from svf_rl.adapter import Adapter
 from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.attention.shiftable import labelled, prior
 from svf_rl.base.load import Base
+from svf_rl.base.texts import draw
 from svf_rl.errors import UserError, check_at_least
 from svf_rl.learn.checkpoint import Progress, save_checkpoint
 from svf_rl.learn.optim import descend
@@ -135,12 +136,6 @@ def general_rows(config: LanguageConfig) -> int:
 def evenly(total: int, parts: int) -> list[int]:
     """`total` as a sum of numbers that differ by at most one, the larger ones first."""
     return [total // parts + (i < total % parts) for i in range(parts)]
-
-
-def draw(corpus: Int[Tensor, "n time"], rows: int, seed: int, step: int) -> Int[Tensor, "rows time"]:
-    """The step's rows: the next ones in this seed's shuffled order, going round."""
-    order = torch.randperm(len(corpus), generator=torch.Generator().manual_seed(seed))
-    return corpus[order[(step * rows + torch.arange(rows)) % len(corpus)]]
 
 
 def backward(run: LanguageRun, ids: Int[Tensor, "rows time"], branch: int, step: int) -> float:

@@ -24,7 +24,7 @@ COMMANDS = {
     "compose": "find a mixture of experts for a new task from a few of its questions",
     "experts": "list a folder of experts",
     "study": "run one of the studies: superposition of attention heads",
-    "pretrain": "make the embedded base again",
+    "pretrain": "make the embedded base again, or a base of its shape from your own text",
     "card": "measure the embedded base and write its model card",
 }
 

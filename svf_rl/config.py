@@ -27,7 +27,7 @@ from svf_rl.errors import UserError, check_at_least
 from svf_rl.evaluate.forgetting import ForgettingConfig
 from svf_rl.evaluate.matrix import MatrixConfig
 from svf_rl.evaluate.report import ReportConfig
-from svf_rl.learn.language import LanguageConfig
+from svf_rl.learn.language import LanguageConfig, general_rows
 from svf_rl.learn.trainer import AlgoConfig
 from svf_rl.rollout.episodes import EnvConfig, Split
 from svf_rl.studies.table import StudyConfig
@@ -60,8 +60,25 @@ class TrainConfig:
     valid_size: int = 200
     test_size: int = 1000
 
+    @property
+    def corpora(self) -> list[str]:
+        """The texts that `corpus` names."""
+        return settings.listed(self.corpus)
+
     def __post_init__(self) -> None:
         check_at_least(1, self, "valid_size test_size")
+        if self.objective is Objective.lm:
+            self._check_corpora()
+
+    def _check_corpora(self) -> None:
+        """UserError unless there is one corpus, or one for each specialist, and a row of each in every step."""
+        count, specialists = len(self.corpora), getattr(self.adapter, "specialists", 1)
+        if count not in (1, specialists):
+            more = "for several give adapter=shiftable adapter.specialists=<how many>"
+            wanted = f"one corpus, or one for each of adapter.specialists={specialists}" if specialists > 1 else "one corpus"
+            raise UserError(f"expected {wanted}, found {count} in corpus={self.corpus}; {more}")
+        if self.lm.rows - general_rows(self.lm) < count:
+            raise UserError(f"lm.rows={self.lm.rows} less lm.share of general text are fewer than the corpora, {count}; give more")
 
 
 @dataclass(frozen=True)

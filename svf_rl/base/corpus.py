@@ -57,6 +57,11 @@ class Corpus:
         item = task.draw("pretrain", rng)
         return item.prompt, task.write(item, rng)
 
+    def sample(self, seed: int, count: int) -> Iterator[str]:
+        """Documents to learn tokens from."""
+        rng = random.Random(seed)
+        return ("".join(self.document(rng)) for _ in range(count))
+
     def batch(self, codec: TextCodec, seed: int, step: int, rows: int, length: int) -> Tensor:
         """Token ids [rows, length + 1], documents packed one after another, each row from the start of a document."""
         rng = random.Random(f"{seed} {step}")

@@ -1,6 +1,7 @@
-"""How the embedded base was made: next-token training of a small Llama on `corpus`, reproducibly, on two CPU cores.
+"""How the embedded base was made: next-token training of a small Llama, reproducibly, on two CPU cores; and how to make your own.
 
     svf-rl pretrain                      (about an hour; Ctrl-C is safe, the same command goes on)
+    svf-rl pretrain corpus=notes/        (a base of the same shape from the training side of any corpus of texts.py)
 
 Output, in `run_dir`: config.json, model.safetensors and tokenizer.json in Hugging Face layout, loss.jsonl, loss.png. The weights
 are rounded to bfloat16 in the file (half the bytes) and load as float32.
@@ -9,13 +10,13 @@ Source: the recipe of karpathy/nanoGPT train.py (AdamW, betas 0.9 and 0.95, deca
 Differs from the source:
 1. Rows start at the start of a document, and the last tenth of the steps uses rows four times as long, so that short documents are
    learnt fast and long prompts still work.
+   (Rows of your own corpus follow one another, whatever their length.)
 2. A batch is a pure function of (seed, step), so that resuming repeats nothing and skips nothing.
 """
 
 import json
 import math
 import platform
-import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from svf_rl.base import corpus, tokenizer
+from svf_rl.base.texts import OwnCorpus
 from svf_rl.errors import UserError
 from svf_rl.files import read_tensors, write_json, write_tensors, write_text
 from svf_rl.progress import Progress
@@ -37,8 +39,12 @@ TOKENIZER_DOCUMENTS = 60_000
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Shape and recipe. Tokens seen = steps x rows x length. compile: 1.6 times as fast, needs a C++ compiler."""
+    """Shape and recipe. corpus: one of texts.py; None is the embedded base's. Tokens seen = steps x rows x length.
 
+    compile: 1.6 times as fast, needs a C++ compiler.
+    """
+
+    corpus: str | None = None
     seed: int = 0
     steps: int = 2400
     rows: int = 64
@@ -100,11 +106,13 @@ def next_token_loss(model: nn.Module, ids: Int[Tensor, "rows time"]) -> Float[Te
 def pretrain(config: PretrainConfig, progress: Progress) -> Path:
     """Make the base; returns its folder. A run that was interrupted goes on from its last checkpoint."""
     folder = _folder(config.run_dir)
-    texts = corpus.Corpus()
+    texts: corpus.Corpus | OwnCorpus = corpus.Corpus() if config.corpus is None else OwnCorpus(config.corpus)
     codec = _tokenizer(config, texts, folder / "tokenizer.json")
+    if isinstance(texts, OwnCorpus):
+        _check_size(config, texts, codec)
     model = new_model(config, codec)
     optimizer = _optimizer(model, config)
-    start = _resume(folder / "checkpoint.safetensors", model, optimizer)
+    start = _resume(folder / "checkpoint.safetensors", model, optimizer, config.corpus)
     curve = _read_curve(folder / "loss.jsonl", start)
     loss_of: Callable[..., Tensor] = torch.compile(next_token_loss) if config.compile else next_token_loss
     for step in progress.steps(start, config.steps, "pretraining"):
@@ -114,9 +122,8 @@ def pretrain(config: PretrainConfig, progress: Progress) -> Path:
         curve.append({"step": step, "loss": loss, "seconds": time.monotonic() - begun})
         progress.show(loss=f"{loss:.3f}", tokens_per_second=round(ids.numel() / curve[-1]["seconds"]))
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            _save_checkpoint(folder, model, optimizer, step + 1, curve)
+            _save_checkpoint(folder, model, optimizer, step + 1, curve, config.corpus)
     export(model, codec, folder)
-    held_out = human_loss(model, codec)
     tokens = sum(math.prod(batch_shape(config, step)) for step in range(config.steps))
     seconds = round(sum(row["seconds"] for row in curve))
     facts = {
@@ -124,7 +131,7 @@ def pretrain(config: PretrainConfig, progress: Progress) -> Path:
         "python": platform.python_version(),
         "seconds": seconds,
         "tokens": tokens,
-        "human_loss": held_out,
+        **_held_out(config, texts, model, codec),
     }
     write_json(folder / "pretrain.json", facts)
     _plot(curve, folder / "loss.png")
@@ -140,12 +147,30 @@ def _folder(path: str) -> Path:
     return Path(path)
 
 
-def _tokenizer(config: PretrainConfig, texts: corpus.Corpus, path: Path) -> tokenizer.TextCodec:
+def _tokenizer(config: PretrainConfig, texts: corpus.Corpus | OwnCorpus, path: Path) -> tokenizer.TextCodec:
     if not path.exists():
-        rng = random.Random(config.seed)
-        sample = ("".join(texts.document(rng)) for _ in range(TOKENIZER_DOCUMENTS))
-        tokenizer.train(sample, config.vocab_size, path)
+        tokenizer.train(texts.sample(config.seed, TOKENIZER_DOCUMENTS), config.vocab_size, path)
     return tokenizer.embedded_codec(path)
+
+
+def _check_size(config: PretrainConfig, texts: OwnCorpus, codec: tokenizer.TextCodec) -> None:
+    """UserError, before the first step, where the corpus is too small for the rows of the last or for those that test."""
+    _, longest = batch_shape(config, config.steps)
+    if longest > config.context:
+        raise UserError(
+            f"the last steps have rows of 4 x length = {longest}, more than context={config.context}; give a shorter length"
+        )
+    for length, which in ((config.length, "train"), (longest, "train"), (config.length, "test")):
+        texts.rows(codec, length, which)
+
+
+def _held_out(
+    config: PretrainConfig, texts: corpus.Corpus | OwnCorpus, model: LlamaForCausalLM, codec: tokenizer.TextCodec
+) -> dict[str, dict[str, float]]:
+    """The finished base's loss on text that it has not seen."""
+    if isinstance(texts, OwnCorpus):
+        return {"held_out_loss": rows_loss(model, texts.rows(codec, config.length, "test"))}
+    return {"human_loss": human_loss(model, codec)}
 
 
 def _optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
@@ -167,25 +192,27 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callabl
 
 
 def _save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, curve: list[dict[str, float]]
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, curve: list[dict[str, float]], own: str | None
 ) -> None:
     tensors = {"step": torch.tensor(step)}
     for name, parameter in model.named_parameters():
         moments = optimizer.state[parameter]
         tensors |= {f"p.{name}": parameter, f"m.{name}": moments["exp_avg"], f"v.{name}": moments["exp_avg_sq"]}
     write_text(folder / "loss.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
-    write_tensors(folder / "checkpoint.safetensors", tensors)
+    write_tensors(folder / "checkpoint.safetensors", tensors, {"corpus": own} if own else None)
 
 
 @torch.no_grad()
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load a checkpoint if there is one; the step to go on with."""
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, own: str | None) -> int:
+    """Load a checkpoint if there is one; the step to go on with. UserError if it is damaged, or of another corpus or shape."""
     if not path.exists():
         return 0
     try:
-        stored, _ = read_tensors(path)
+        stored, about = read_tensors(path)
     except OSError as error:
         raise UserError(f"the checkpoint {str(path)!r} is damaged ({error}); delete it to start again") from error
+    if about.get("corpus") != own:
+        raise UserError(f"the checkpoint {str(path)!r} is of a base on another corpus, {about.get('corpus')}; give another run_dir")
     shapes = {name.removeprefix("p."): t.shape for name, t in stored.items() if name.startswith("p.")}
     if shapes != {name: p.shape for name, p in model.named_parameters()}:
         raise UserError(f"the checkpoint {str(path)!r} is of a model of another shape; give its settings, or another run_dir")
@@ -232,11 +259,18 @@ def human_loss(model: LlamaForCausalLM, codec: tokenizer.TextCodec) -> dict[str,
     return {"nats_per_token": nats / tokens, "bits_per_byte": nats / size / math.log(2), "tokens": tokens}
 
 
+@torch.no_grad()
+def rows_loss(model: LlamaForCausalLM, rows: Int[Tensor, "n time"]) -> dict[str, float]:
+    """Mean next-token loss on held-out rows in nats per token, and the perplexity that it is."""
+    nats = sum(next_token_loss(model, part).item() * len(part) for part in rows.split(16)) / len(rows)
+    return {"nats_per_token": nats, "perplexity": math.exp(nats), "tokens": rows[:, 1:].numel()}
+
+
 def _plot(curve: list[dict[str, float]], path: Path) -> None:
     from matplotlib.figure import Figure  # slow to import, and only this needs it
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([row["step"] for row in curve], [row["loss"] for row in curve], linewidth=0.8)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title="Pretraining of the embedded base", ylim=(0, 4))
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title="Pretraining", ylim=(0, None))
     figure.savefig(path, dpi=120)

@@ -16,6 +16,7 @@ Differs from it: a part of the text is held out; there the loss that is called v
 
 import json
 import pydoc_data.topics
+import random
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
@@ -96,8 +97,13 @@ def windows(documents: Sequence[str], codec: TextCodec, length: int, which: str)
 
     UserError if they do not fill a single row.
     """
-    kept = dict.fromkeys(p for document in documents for p in passages(document) if side(p) == which)  # each of them once
+    kept = passages_of(documents, which)
     return rows_of([token for passage in kept for token in [*sorted(codec.stop_ids)[:1], *codec.encode(passage)]], length)
+
+
+def passages_of(documents: Sequence[str], which: str) -> list[str]:
+    """The passages of one side, each of them once."""
+    return list(dict.fromkeys(p for document in documents for p in passages(document) if side(p) == which))
 
 
 def rows_of(ids: Sequence[int], length: int) -> Int[Tensor, "rows length"]:
@@ -106,6 +112,34 @@ def rows_of(ids: Sequence[int], length: int) -> Int[Tensor, "rows length"]:
     if count == 0:
         raise UserError(f"expected text of at least {length} tokens on each side, found {len(ids)}; give a larger corpus")
     return torch.tensor(ids[: count * length]).view(count, length)
+
+
+def draw(corpus: Int[Tensor, "n time"], rows: int, seed: int, step: int) -> Int[Tensor, "rows time"]:
+    """The step's rows: the next ones in this seed's shuffled order, going round."""
+    order = torch.randperm(len(corpus), generator=torch.Generator().manual_seed(seed))
+    return corpus[order[(step * rows + torch.arange(rows)) % len(corpus)]]
+
+
+class OwnCorpus:
+    """A corpus to pretrain a base on, with what corpus.Corpus has: text to learn tokens from, and batches."""
+
+    def __init__(self, name: str) -> None:
+        self._documents = read_corpus(name)
+        self._rows: dict[tuple[str, int], Tensor] = {}
+
+    def sample(self, seed: int, count: int) -> list[str]:
+        """At most `count` passages of the training side."""
+        found = passages_of(self._documents, "train")
+        return random.Random(seed).sample(found, min(count, len(found)))
+
+    def rows(self, codec: TextCodec, length: int, which: str) -> Int[Tensor, "rows time"]:
+        """One side as rows of `length` + 1 ids, cut once. UserError if they do not fill one."""
+        if (which, length) not in self._rows:
+            self._rows[which, length] = windows(self._documents, codec, length + 1, which)
+        return self._rows[which, length]
+
+    def batch(self, codec: TextCodec, seed: int, step: int, rows: int, length: int) -> Int[Tensor, "rows time"]:
+        return draw(self.rows(codec, length, "train"), rows, seed, step)
 
 
 def codec_named(name: str, text: str, say: Callable[[str], None]) -> TextCodec:

@@ -36,8 +36,8 @@ def run_folder(config: TrainConfig, several: bool) -> Path:
         return Path(config.run_dir, seed) if several else Path(config.run_dir)
     if config.resume:
         raise UserError("resume=true needs the folder of the run to go on with; add run_dir=<folder>")
-    name = Path(config.corpus).stem if config.objective is Objective.lm else config.env.name
-    return Path("runs", name, f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{seed}")
+    names = [Path(name).stem for name in config.corpora] if config.objective is Objective.lm else [config.env.name]
+    return Path("runs", "+".join(names)[:100], f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{seed}")
 
 
 def check_folder(folder: Path, config: TrainConfig) -> None:

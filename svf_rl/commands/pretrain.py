@@ -1,4 +1,4 @@
-"""`svf-rl pretrain`: make the embedded base again, in run_dir."""
+"""`svf-rl pretrain`: make the embedded base again, or a base from your own text, in run_dir."""
 
 from svf_rl.base.pretrain import PretrainConfig, pretrain
 from svf_rl.progress import Progress

@@ -1,5 +1,6 @@
 """`svf-rl table runs=[one,another]`: the tables of the README, from the runs, matrices, compositions and forgetting in folders."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,21 @@ def run(configs: list[TableConfig], command: list[str]) -> None:
         folders = [Path(name) for name in listed(config.runs)]
         summaries = {path.parent: read(path) for path in found(folders, "summary.json")}
         lines = table.lines([(settings(folder), own) for folder, own in summaries.items() if "expert_accuracy" in own])
+        language = table.text_lines([(settings(folder), own) for folder, own in summaries.items() if table.texts(own)])
         means = {
             "Right answers in %, mean over seeds": matrix.over_seeds(read_all(folders, "matrix")),
             "Mixtures for unseen tasks: right answers in %, mean over seeds": table.compositions(read_all(folders, "composition")),
             "Tasks one after another: mean over seeds, in points": table.forgetting(read_all(folders, "forgetting")),
         }
         parts = [table.to_markdown(lines)] if lines else []
+        parts += [table.texts_to_markdown(language)] if language else []
         parts += [f"{title}\n\n{matrix.to_markdown(cells, matrix.full)}" for title, cells in means.items() if cells]
         if not parts:
             raise UserError(f"found no run in {config.runs!r}, nor a matrix or the like of two seeds; give runs=<folder>")
         print("\n\n".join(parts))
         if config.out:
-            write(Path(config.out), lines, parts, {title: [asdict(cell) for cell in cells] for title, cells in means.items()})
+            shown: dict[str, Sequence[Any]] = {"texts": language, **means}
+            write(Path(config.out), lines, parts, {title: [asdict(entry) for entry in entries] for title, entries in shown.items()})
 
 
 def read_all(folders: list[Path], kind: str) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """`svf-rl train objective=lm`: train an adapter on a corpus, compare perplexities on held-out text, and write the run folder.
 
 Of the test rows three perplexities are shown: the base's, the adapted model's, and the adapted model's with its gates closed, which
-must be the base's bit for bit. Shiftable attention shows its gates too, by layer, on text of the corpus and on general text.
+must be the base's bit for bit. Shiftable attention shows its gates too, by layer, on text of each corpus and on general text, and
+draws them (gates.png). Several seeds end in a table over seeds.
 """
 
 import math
@@ -21,17 +22,19 @@ from svf_rl.base.texts import SHARES, read_corpus, windows
 from svf_rl.commands.folders import begin, point_latest, resumable, revision, run_folders
 from svf_rl.config import TrainConfig
 from svf_rl.errors import UserError
+from svf_rl.evaluate import figures, table
 from svf_rl.evaluate.stats import paired_difference
-from svf_rl.files import write_json
+from svf_rl.files import write_bytes, write_json
 from svf_rl.learn import language
 from svf_rl.learn.tracking import Tracker, peak_memory, read_rows
 from svf_rl.progress import Progress
 
 
 def run(configs: list[TrainConfig], command: list[str]) -> None:
-    """Train one adapter for each configuration."""
-    for config, folder in zip(configs, run_folders(configs), strict=True):
-        train_one(config, folder, command)
+    """Train one adapter for each configuration; several end in a table over seeds."""
+    summaries = [train_one(config, folder, command) for config, folder in zip(configs, run_folders(configs), strict=True)]
+    if len(summaries) > 1:
+        print(seeds_table(summaries))
 
 
 def train_one(config: TrainConfig, folder: Path, command: list[str]) -> dict[str, Any]:
@@ -58,20 +61,29 @@ def prepare(config: TrainConfig, base: Base, folder: Path) -> language.LanguageR
 
 
 def read_texts(config: TrainConfig, base: Base) -> language.Texts:
-    """Both corpora as rows of the base's tokens, by side."""
+    """Every corpus as rows of the base's tokens."""
     if config.lm.length > base.context:
         raise UserError(f"lm.length must be at most the context of the base, {base.context}, not {config.lm.length}")
-    sides = [
-        {which: windows(read_corpus(name), base.codec, config.lm.length + 1, which) for which in SHARES}
-        for name in (config.corpus, config.lm.general)
-    ]
-    return language.Texts(*sides)
+    special = {text: read_sides(name, config, base) for text, name in titles(config).items()}
+    return language.Texts(special, read_sides(config.lm.general, config, base))
+
+
+def titles(config: TrainConfig) -> dict[str, str]:
+    """The corpora by their names in tables: special for a single one, else special1, special2, ..."""
+    several = len(config.corpora) > 1
+    return {f"special{k}" if several else "special": name for k, name in enumerate(config.corpora, 1)}
+
+
+def read_sides(name: str, config: TrainConfig, base: Base) -> dict[str, Tensor]:
+    """One corpus as rows of the base's tokens, by side."""
+    documents = read_corpus(name)
+    return {which: windows(documents, base.codec, config.lm.length + 1, which) for which in SHARES}
 
 
 def finish(run: language.LanguageRun, config: TrainConfig, command: list[str], begun: float) -> dict[str, Any]:
     """Test the best parameters against the base, show it, and write adapter, curve and summary."""
     run.adapter.load_state(run.best)
-    results = {name: test(run, corpus["test"]) for name, corpus in vars(run.texts).items()}
+    results = {name: test(run, corpus["test"]) for name, corpus in {**run.texts.special, "general": run.texts.general}.items()}
     run.adapter.uninstall()
     path = run.folder / "expert.safetensors"
     about = {
@@ -102,7 +114,8 @@ def finish(run: language.LanguageRun, config: TrainConfig, command: list[str], b
     }
     write_json(run.folder / "summary.json", summary)
     plot_curve(run.folder, 1 / run.progress.base_valid, f"{config.corpus}, seed {config.seed}")
-    show(summary)
+    plot_gates(run.folder, results)
+    show(results, titles(config))
     if config.run_dir is None:
         point_latest(run.folder)
     print(f"adapter of {summary['expert_bytes'] / 1024:.1f} KiB from step {run.progress.best_step}: {path}")
@@ -135,20 +148,39 @@ def perplexity(nats: Tensor) -> float:
     return math.exp(nats.mean().item())
 
 
-def show(summary: dict[str, Any]) -> None:
+def show(results: dict[str, dict[str, Any]], named: dict[str, str]) -> None:
     """The tables: perplexities, and gates by layer."""
+    if len(named) > 1:
+        print(", ".join(f"{text}: {name}" for text, name in named.items()))
     print(f"{'held-out text':14} {'base':>8} {'closed':>8} {'adapted':>8}  change [95 %]")
-    for name in ("special", "general"):
-        found, (low, high) = summary[name], summary[name]["nats_ci95"]
+    for name, found in results.items():
         values = " ".join(f"{found['perplexity'][key]:8.2f}" for key in ("base", "closed", "adapted"))
-        change, below, above = (100 * math.expm1(nats) for nats in (found["nats"], low, high))
+        change, low, high = (100 * math.expm1(nats) for nats in (found["nats"], *found["nats_ci95"]))
         equal = "equal" if found["closed_is_base"] else "DIFFERENT"
-        print(f"{name:14} {values}  {change:+.1f} % [{below:+.1f}, {above:+.1f}]  closed and base: {equal}")
-    if "gates" in summary["special"]:
+        print(f"{name:14} {values}  {change:+.1f} % [{low:+.1f}, {high:+.1f}]  closed and base: {equal}")
+    if gates := gates_of(results):
         print("gates by layer: base, then specialists")
-        for layer, (special, general) in enumerate(zip(summary["special"]["gates"], summary["general"]["gates"], strict=True)):
-            special, general = (" ".join(f"{gate:.2f}" for gate in gates) for gates in (special, general))
-            print(f"  layer {layer}   special {special}   general {general}")
+        for layer, texts in enumerate(zip(*gates.values(), strict=True)):
+            shown = (f"{name} {' '.join(f'{gate:.2f}' for gate in own)}" for name, own in zip(gates, texts, strict=True))
+            print(f"  layer {layer}   {'   '.join(shown)}")
+
+
+def gates_of(results: dict[str, dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """For each text the mean gates of every layer; empty where the adapter has none."""
+    return {name: found["gates"] for name, found in results.items() if "gates" in found}
+
+
+def seeds_table(summaries: list[dict[str, Any]]) -> str:
+    """Each seed's held-out texts, then their means over seeds, as Markdown."""
+    runs = [("", summary) for summary in summaries]
+    lines = [line for one in runs for line in table.text_lines([one])]
+    return table.texts_to_markdown([*lines, *table.text_lines(runs)])
+
+
+def plot_gates(folder: Path, results: dict[str, dict[str, Any]]) -> None:
+    """gates.png: the mean gate of every branch by text and layer, where the adapter has gates."""
+    if gates := gates_of(results):
+        write_bytes(folder / "gates.png", figures.png(figures.gate_map(gates)))
 
 
 def plot_curve(folder: Path, base_valid: float, title: str) -> None:

@@ -89,6 +89,14 @@ def mixtures(composed: Sequence[Mapping[str, Any]]) -> Plot:
     return _grid(np.array(grid), [f"{one['env']}, seed {one['seed']}" for one in composed], experts, "{:.2f}")
 
 
+def gate_map(gates: Mapping[str, Sequence[Sequence[float]]]) -> Plot:
+    """The mean gate of the base and of each specialist, by text and layer; of each text `gates` has a list for each layer."""
+    rows = {f"{text}, layer {layer}": own for text, layers in gates.items() for layer, own in enumerate(layers)}
+    grid = np.array(list(rows.values()))
+    specialists = [f"specialist {k}" for k in range(1, grid.shape[1])]
+    return _grid(grid, list(rows), ["base", *specialists], "{:.2f}")
+
+
 def sequence(found: Mapping[str, Any]) -> Plot:
     """The mean accuracy over all tasks after each task, for each way of learning."""
     plot, axes = _axes()

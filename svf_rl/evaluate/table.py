@@ -1,12 +1,14 @@
-"""Tables over seeds: what adapters reach, cost and weigh, and the means of matrices, compositions and forgetting.
+"""Tables over seeds: what adapters reach, cost and weigh on environments and on text, and the means of matrices, compositions and
+forgetting.
 
-Of several seeds the mean and its t interval over seeds; of one seed the interval over its questions. Of two runs that are alike the
-later counts.
+Of several seeds the mean and its t interval over seeds; of one seed the interval over its questions, or rows of text. Of two runs
+that are alike the later counts.
 """
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -38,12 +40,17 @@ class Line:
 
 def lines(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[Line]:
     """A line for each environment, adapter and settings, of (settings, summary) of every run, in order of environment."""
-    groups: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
-    for settings, summary in runs:
-        groups.setdefault((summary["env"], summary["adapter"], settings), {})[summary["seed"]] = summary
-    found = [_line(name, list(own.values())) for name, own in groups.items()]
+    found = [_line(name, own) for name, own in _alike(runs, "env").items()]
     environments = list(dict.fromkeys(line.env for line in found))
     return sorted(found, key=lambda line: environments.index(line.env))
+
+
+def _alike(runs: Sequence[tuple[str, Mapping[str, Any]]], key: str) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
+    """The summaries that differ in nothing but the seed, one for each seed, by (what they have under `key`, adapter, settings)."""
+    groups: dict[tuple[str, str, str], dict[int, Mapping[str, Any]]] = {}
+    for settings, summary in runs:
+        groups.setdefault((summary[key], summary["adapter"], settings), {})[summary["seed"]] = summary
+    return {name: list(own.values()) for name, own in groups.items()}
 
 
 def _line(name: tuple[str, str, str], own: list[Mapping[str, Any]]) -> Line:
@@ -91,6 +98,76 @@ def _flat(line: Line) -> dict[str, Any]:
     for name in ("accuracy", "gain"):
         row |= {f"{name}_{part}": x for part, x in row.pop(name)._asdict().items()}
     return row
+
+
+@dataclass(frozen=True)
+class TextLine:
+    """Runs of objective=lm that differ in nothing but the seed, on one of their held-out texts.
+
+    before, after: perplexities. change: of the loss, in nats per token. gates: of the base and each specialist, mean over layers;
+    empty for adapters without specialists. closed_is_base: in every run, bit for bit.
+    """
+
+    corpus: str
+    adapter: str
+    settings: str
+    text: str
+    seeds: tuple[int, ...]
+    before: float
+    after: Interval
+    change: Interval
+    gates: tuple[Interval, ...]
+    closed_is_base: bool
+    trained_parameters: int
+    bytes: float
+    seconds: float
+
+
+def text_lines(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[TextLine]:
+    """A line for each corpus, adapter, settings and held-out text, of (settings, summary) of every run of objective=lm."""
+    groups = _alike(runs, "corpus")
+    return [_text_line(name, text, own) for name, own in groups.items() for text in texts(own[0])]
+
+
+def texts(summary: Mapping[str, Any]) -> list[str]:
+    """The names of the held-out texts in a summary; none of a run with an environment."""
+    return [name for name, found in summary.items() if isinstance(found, dict) and "perplexity" in found]
+
+
+def _text_line(name: tuple[str, str, str], text: str, own: list[Mapping[str, Any]]) -> TextLine:
+    found = [summary[text] for summary in own]
+    after = mean_interval([f["perplexity"]["adapted"] for f in found])
+    change = mean_interval([f["nats"] for f in found]) if len(own) > 1 else Interval(found[0]["nats"], *found[0]["nats_ci95"])
+    branches = zip(*([fmean(branch) for branch in zip(*f.get("gates", []), strict=True)] for f in found), strict=True)
+    size, seconds = (fmean(s[key] for s in own) for key in ("expert_bytes", "seconds"))
+    return TextLine(
+        *name, text, tuple(s["seed"] for s in own), fmean(f["perplexity"]["base"] for f in found), after, change,
+        tuple(mean_interval(branch) for branch in branches), all(f["closed_is_base"] for f in found),
+        own[0]["trained_parameters"], size, seconds,
+    )  # fmt: skip
+
+
+def texts_to_markdown(found: Sequence[TextLine]) -> str:
+    header = "corpus | adapter | held-out text | seeds | perplexity before | after [95 %] | change % [95 %]"
+    header += " | gates: base, specialists [95 %] | closed gate is the base | trained numbers | bytes | seconds"
+    rows = [f"| {header} |", "|---|---|---|---|" + "---:|" * 8]
+    for line in found:
+        cells = [line.corpus, f"{line.adapter} {line.settings}".strip(), line.text, ", ".join(map(str, line.seeds))]
+        cells += [
+            f"{line.before:.2f}",
+            _ranged(line.after, "{:.2f}"),
+            _ranged(line.change, "{:+.1f}", lambda x: 100 * math.expm1(x)),
+        ]
+        cells += [", ".join(_ranged(gate, "{:.2f}") for gate in line.gates), "yes" if line.closed_is_base else "NO"]
+        cells += [str(line.trained_parameters), f"{line.bytes:.0f}", f"{line.seconds:.0f}"]
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _ranged(interval: Interval, form: str, unit: Callable[[float], float] = float) -> str:
+    """The value with its interval, if that is more than a point."""
+    value, low, high = (form.format(unit(x)) for x in interval)
+    return value if interval.low == interval.high else f"{value} [{low}, {high}]"
 
 
 def compositions(found: Sequence[Mapping[str, Any]]) -> list[Figure]:

@@ -3,10 +3,11 @@
     loss = (1 - share) CE(special text) + share CE(general text) + the adapter's penalty
 
 Some rows of each step are general text, on which the adapted model should stay what it is. Shiftable attention is told for the
-first `labelled_steps` which of its branches a row belongs to (0 is the base), then its gate is on its own.
+first `labelled_steps` which of its branches a row belongs to (0 is the base), then its gate is on its own. Special text is one
+corpus, which is the first specialist's, or one for each specialist, in order; each has as many of the step's rows.
 
 Every row is a function of (seed, step), so a resumed run is the uninterrupted one. The parameters kept are the best on the held-out
-part of the corpus, the base included; the test part is not touched here.
+parts of the corpora, the base included; the test part is not touched here.
 
 Source: computermaster0101/shiftable-attention-poc, README, "train a specialist model".
 Differs from the source:
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +32,7 @@ from svf_rl.adapter import Adapter
 from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.attention.shiftable import labelled, prior
 from svf_rl.base.load import Base
+from svf_rl.base.texts import draw
 from svf_rl.errors import UserError, check_at_least
 from svf_rl.learn.checkpoint import Progress, save_checkpoint
 from svf_rl.learn.optim import descend
@@ -64,9 +67,9 @@ class LanguageConfig:
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of ids [n, length + 1] of both corpora, by side: train, valid, test."""
+    """Rows of ids [n, length + 1] by side: train, valid, test. special: of each corpus in order, by its name in the tables."""
 
-    special: dict[str, Tensor]
+    special: dict[str, dict[str, Tensor]]
     general: dict[str, Tensor]
 
 
@@ -117,17 +120,22 @@ def update(run: LanguageRun, step: int) -> dict[str, float]:
 
 
 def batches(run: LanguageRun, step: int) -> Iterator[tuple[int, Int[Tensor, "rows time"]]]:
-    """(branch, ids) of the step: rows of the corpus for the specialist, 1, and rows of general text for the base, 0."""
-    few = round(run.config.rows * run.config.share)
-    for branch, corpus, rows in ((1, run.texts.special, run.config.rows - few), (0, run.texts.general, few)):
-        if rows:
-            yield branch, draw(corpus["train"], rows, run.seed, step).to(run.base.device)
+    """(branch, ids) of the step: rows of the k-th corpus for the specialist k, and rows of general text for the base, 0."""
+    special, few = run.texts.special.values(), general_rows(run.config)
+    for branch, (corpus, rows) in enumerate(zip(special, evenly(run.config.rows - few, len(special)), strict=True), 1):
+        yield branch, draw(corpus["train"], rows, run.seed, step).to(run.base.device)
+    if few:
+        yield 0, draw(run.texts.general["train"], few, run.seed, step).to(run.base.device)
 
 
-def draw(corpus: Int[Tensor, "n time"], rows: int, seed: int, step: int) -> Int[Tensor, "rows time"]:
-    """The step's rows: the next ones in this seed's shuffled order, going round."""
-    order = torch.randperm(len(corpus), generator=torch.Generator().manual_seed(seed))
-    return corpus[order[(step * rows + torch.arange(rows)) % len(corpus)]]
+def general_rows(config: LanguageConfig) -> int:
+    """How many of a step's rows are general text."""
+    return round(config.rows * config.share)
+
+
+def evenly(total: int, parts: int) -> list[int]:
+    """`total` as a sum of numbers that differ by at most one, the larger ones first."""
+    return [total // parts + (i < total % parts) for i in range(parts)]
 
 
 def backward(run: LanguageRun, ids: Int[Tensor, "rows time"], branch: int, step: int) -> float:
@@ -170,8 +178,8 @@ def held_out_nats(base: Base, ids: Int[Tensor, "n time"], rows: int = 16) -> Flo
 
 
 def validate(run: LanguageRun) -> float:
-    """Perplexity of the held-out part of the corpus."""
-    return math.exp(held_out_nats(run.base, run.texts.special["valid"]).mean().item())
+    """Perplexity of the held-out part of the corpus; of several their geometric mean, in which each counts the same."""
+    return math.exp(fmean(held_out_nats(run.base, corpus["valid"]).mean().item() for corpus in run.texts.special.values()))
 
 
 def keep_if_best(run: LanguageRun) -> float:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from svf_rl.base import corpus, pretrain, tokenizer
 from svf_rl.base.load import BaseConfig, load_base
 from svf_rl.base.pretrain import PretrainConfig, batch_shape, human_loss, learning_rate, new_model, next_token_loss
+from svf_rl.base.texts import OwnCorpus, passages_of, read_corpus, windows
 from svf_rl.base.tokenizer import embedded_codec
 from svf_rl.errors import UserError
 from svf_rl.progress import Progress
@@ -138,6 +139,47 @@ def test_a_checkpoint_of_another_shape(tmp_path: Path) -> None:
     for changes in ({"hidden_size": 16}, {"layers": 1}, {"layers": 3}):
         with pytest.raises(UserError, match="of another shape"):
             run(tmp_path, steps=2, **changes)
+
+
+def test_your_own_text_makes_a_base_whose_held_out_loss_is_that_of_the_loaded_model(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("".join(f"note {i} is about {i * i % 97} birds\n" for i in range(2000)))
+    folder = run(tmp_path / "own", corpus=str(notes), steps=30, learning_rate=0.01)
+    base = load_base(BaseConfig(path=str(folder), device="cpu"))
+    ids = windows(read_corpus(str(notes)), base.codec, SETTINGS.length + 1, "test")
+    logp = base.model(ids[:, :-1]).logits.double().log_softmax(-1)
+    nats = -logp.gather(-1, ids[:, 1:, None]).mean().item()
+    found = json.loads((folder / "pretrain.json").read_text())["held_out_loss"]
+    assert found == pytest.approx({"nats_per_token": nats, "perplexity": math.exp(nats), "tokens": ids[:, 1:].numel()}, rel=1e-5)
+    assert nats < 0.8 * math.log(300), "it has learnt something"
+    trained = set(passages_of(read_corpus(str(notes)), "train"))
+    assert set(OwnCorpus(str(notes)).sample(0, 10_000)) == trained, "tokens are learnt from the training side alone"
+
+
+def test_your_own_text_resumes_and_no_other_goes_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "whole", corpus="special")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", corpus="special")
+    for other in (None, "general"):
+        with pytest.raises(UserError, match="is of a base on another corpus, special; give another run_dir"):
+            run(tmp_path / "parts", corpus=other)
+    run(tmp_path / "parts", corpus="special")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    names = ("model.safetensors", "checkpoint.safetensors", "tokenizer.json")
+    assert all((tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
+
+
+def test_own_text_that_is_too_small_or_rows_that_are_too_long_are_refused_at_once(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("a few words\n" * 3)
+    with pytest.raises(UserError, match="expected text of at least 49 tokens on each side"):
+        run(tmp_path / "small", corpus=str(notes))
+    with pytest.raises(UserError, match="rows of 4 x length = 80, more than context=64"):
+        run(tmp_path / "long", corpus="special", length=20)
+    with pytest.raises(UserError, match="there is no corpus 'nowhere'"):
+        run(tmp_path / "none", corpus="nowhere")
 
 
 # ---- what is exported

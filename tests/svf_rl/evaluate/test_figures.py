@@ -7,7 +7,7 @@ import scipy.stats
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure as Plot
 
-from svf_rl.evaluate.figures import COLOURS, INK, choices, curves, mixtures, profile, sequence, svg
+from svf_rl.evaluate.figures import COLOURS, INK, choices, curves, gate_map, mixtures, profile, sequence, svg
 
 
 def grid(plot: Plot) -> list[list[float]]:
@@ -37,6 +37,15 @@ def test_mixtures_stand_under_the_names_of_their_experts() -> None:
     plot = mixtures([first, second])
     assert labels(plot) == (["a, seed 0", "a, seed 1"], ["x", "y"])
     assert grid(plot) == [[0.25, 0.75], [0.5, 0.3]]
+
+
+def test_gates_stand_by_text_layer_and_branch() -> None:
+    plot = gate_map({"special": [[0.1, 0.9], [0.2, 0.8]], "general": [[0.7, 0.3], [1.0, 0.0]]})
+    assert labels(plot) == (
+        ["special, layer 0", "special, layer 1", "general, layer 0", "general, layer 1"],
+        ["base", "specialist 1"],
+    )
+    assert grid(plot) == [[0.1, 0.9], [0.2, 0.8], [0.7, 0.3], [1.0, 0.0]]
 
 
 def test_a_band_is_the_t_interval_over_seeds_within_what_is_possible() -> None:

@@ -1,13 +1,14 @@
 """Tables over seeds against means and intervals worked out here."""
 
 import csv
+import math
 from typing import Any
 
 import pytest
 import scipy.stats
 
 from svf_rl.evaluate.stats import proportion
-from svf_rl.evaluate.table import compositions, forgetting, lines, to_csv, to_markdown
+from svf_rl.evaluate.table import compositions, forgetting, lines, text_lines, texts, texts_to_markdown, to_csv, to_markdown
 
 
 def summary(seed: int, accuracy: float, env: str = "math", **more: Any) -> dict[str, Any]:
@@ -58,6 +59,39 @@ def test_other_settings_are_other_lines_and_of_two_runs_alike_the_later_counts()
     read = list(csv.DictReader(to_csv(found).splitlines()))
     assert [float(row["accuracy_value"]) for row in read] == [0.6, 0.8, 0.9]
     assert read[1]["settings"] == "algo.kl=0.0"
+
+
+def lm_summary(seed: int, after: float, gates: list[list[float]] | None = None) -> dict[str, Any]:
+    found = {
+        "perplexity": {"base": 20.0, "closed": 20.0, "adapted": after},
+        "nats": math.log(after / 20),
+        "nats_ci95": [math.log(after / 20) - 0.1, math.log(after / 20) + 0.1],
+        "closed_is_base": seed != 9,
+        **({"gates": gates} if gates else {}),
+    }
+    costs = {"trained_parameters": 7, "expert_bytes": 100, "seconds": 10.0}
+    return {"corpus": "notes", "adapter": "shiftable", "seed": seed, "special": found, "about": {"x": 1}, **costs}
+
+
+def test_runs_on_text_over_seeds() -> None:
+    gates = [[[0.2, 0.8], [0.4, 0.6]], [[0.1, 0.9], [0.3, 0.7]], [[0.0, 1.0], [0.2, 0.8]]]  # base 0.3, 0.2, 0.1
+    afters = [10.0, 12.0, 11.0]
+    runs = [("", lm_summary(seed, after, own)) for seed, (after, own) in enumerate(zip(afters, gates, strict=True))]
+    assert texts(runs[0][1]) == ["special"]
+    (line,) = text_lines(runs)
+    assert (line.corpus, line.text, line.seeds, line.before, line.closed_is_base) == ("notes", "special", (0, 1, 2), 20.0, True)
+    assert list(line.after) == t_interval(afters)
+    assert list(line.change) == t_interval([math.log(after / 20) for after in afters])
+    assert [list(gate) for gate in line.gates] == [t_interval([0.3, 0.2, 0.1]), t_interval([0.7, 0.8, 0.9])]
+    assert not text_lines([*runs, ("", lm_summary(9, 10.0, gates[0]))])[0].closed_is_base
+
+
+def test_a_single_run_on_text_has_the_interval_over_its_rows() -> None:
+    (line,) = text_lines([("lm.steps=9", lm_summary(4, 10.0))])
+    low, high = (100 * (0.5 * math.exp(x) - 1) for x in (-0.1, 0.1))
+    assert texts_to_markdown([line]).splitlines()[-1] == (
+        f"| notes | shiftable lm.steps=9 | special | 4 | 20.00 | 10.00 | -50.0 [{low:+.1f}, {high:+.1f}] |  | yes | 7 | 100 | 10 |"
+    )
 
 
 def test_compositions_by_task() -> None:

@@ -5,14 +5,17 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import scipy.stats
 import torch
 from torch.nn import functional as F
 
 from svf_rl.adapters import open_adapter
 from svf_rl.attention.shiftable import ShiftableConfig, make_shiftable
 from svf_rl.base.load import Base, BaseConfig, load_base
+from svf_rl.base.texts import read_corpus, windows
 from svf_rl.errors import UserError
 from svf_rl.files import read_tensors
 from svf_rl.learn import language
@@ -43,6 +46,20 @@ def test_rows_of_a_step_go_round_the_corpus() -> None:
     seen = torch.cat([language.draw(corpus, 2, 5, step)[:, 0] for step in range(7)])
     assert seen.view(2, 7).sort().values.tolist() == [list(range(7))] * 2
     assert torch.equal(language.draw(corpus, 2, 5, 3), language.draw(corpus, 2, 5, 3))
+
+
+def test_every_corpus_is_the_text_of_its_own_specialist() -> None:
+    """Corpus k is all k, general text all 0: what comes is labelled with what it is, and its rows are shared out evenly."""
+    sides = [{"train": torch.full((9, 3), k)} for k in range(4)]
+    texts = language.Texts({f"special{k}": sides[k] for k in (1, 2, 3)}, sides[0])
+    run = Mock(spec=language.LanguageRun, texts=texts, config=language.LanguageConfig(rows=14, share=0.25), seed=0)
+    run.base = Mock(device=torch.device("cpu"))
+    assert [(branch, ids.unique().tolist(), len(ids)) for branch, ids in language.batches(run, 5)] == [
+        (1, [1], 4),
+        (2, [2], 3),
+        (3, [3], 3),
+        (0, [0], 4),
+    ]
 
 
 @pytest.mark.parametrize("bad", [{"share": 1.0}, {"rows": 0}, {"length": 1}, {"clip": 0.0}, {"patience": -1}])
@@ -86,7 +103,7 @@ def test_a_run_leaves_its_folder(svf_rl: Callable[..., Any], words: list[str], t
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["base_unchanged"]
     assert all(summary[name]["closed_is_base"] for name in ("special", "general"))
-    assert ("gates" in summary["special"]) == (adapter == "shiftable") == ("gates by layer" in done.out)
+    assert ("gates" in summary["special"]) == (adapter == "shiftable") == ("gates by layer" in done.out) == ("gates.png" in names)
 
 
 def test_the_file_gives_back_what_was_tested(svf_rl: Callable[..., Any], words: list[str], tmp_path: Path) -> None:
@@ -95,13 +112,94 @@ def test_the_file_gives_back_what_was_tested(svf_rl: Callable[..., Any], words: 
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     base = load_base(BaseConfig(path=words[2].removeprefix("base="), device="cpu"))
     adapter, about = open_adapter(tmp_path / "run" / "expert.safetensors", base)
-    from svf_rl.base.texts import read_corpus, windows
-
     adapter.install()
     nats = language.held_out_nats(base, windows(read_corpus(str(tmp_path / "ships.txt")), base.codec, 17, "test"))
     assert summary["best_step"] > 0
     assert math.exp(nats.mean().item()) == pytest.approx(summary["special"]["perplexity"]["adapted"], rel=1e-6)
     assert about["metrics"]["special"] == summary["special"]["perplexity"]
+
+
+THREE = ["corpus=[ships.txt,trees.txt,sums.txt]", "adapter=shiftable", "adapter.specialists=3"]
+
+
+@pytest.fixture
+def three(words: list[str], tmp_path: Path) -> list[str]:
+    """The same with a corpus for each of three specialists."""
+    (tmp_path / "trees.txt").write_text("".join(f"a tree of {i} years has {i * 3 % 89} leaves, green\n" for i in range(1200)))
+    (tmp_path / "sums.txt").write_text("".join(f"{i} + {i * i % 71} = {i + i * i % 71};\n" for i in range(2000)))
+    return [*(word for word in words if not word.startswith("corpus=")), *THREE]
+
+
+def test_every_specialist_learns_to_open_on_its_own_corpus(svf_rl: Callable[..., Any], three: list[str], tmp_path: Path) -> None:
+    """After the labelled warm-up each text has most of the gate of its own branch, among all texts and among all branches."""
+    more = "lm.steps=40 lm.labelled_steps=40 lm.rows=8 lm.eval_every=40 lm.learning_rate=0.03".split()
+    done = svf_rl(*three, *more, "run_dir=run")
+    assert done.code == 0, done.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    names = ["general", "special1", "special2", "special3"]
+    gates = torch.tensor([summary[name]["gates"] for name in names])  # [text, layer, branch]
+    assert gates.shape == (4, 2, 4)
+    for layer in gates.unbind(1):
+        assert layer.argmax(0).tolist() == layer.argmax(1).tolist() == [0, 1, 2, 3], layer
+    assert all(summary[name]["closed_is_base"] for name in names)
+    assert all(summary[name]["perplexity"]["adapted"] < summary[name]["perplexity"]["base"] for name in names[1:])
+    assert "special1: ships.txt, special2: trees.txt, special3: sums.txt" in done.out
+    assert (tmp_path / "run" / "gates.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_step_is_that_of_all_corpora_together(svf_rl: Callable[..., Any], three: list[str], tmp_path: Path) -> None:
+    """The base's perplexity that a run starts from is the geometric mean of those on each corpus's held-out rows."""
+    assert svf_rl(*three, "run_dir=run", "lm.steps=1").code == 0
+    base = load_base(BaseConfig(path=three[2].removeprefix("base="), device="cpu"))
+    nats = [
+        language.held_out_nats(base, windows(read_corpus(str(tmp_path / name)), base.codec, 17, "valid")).mean().item()
+        for name in ("ships.txt", "trees.txt", "sums.txt")
+    ]
+    _, about = read_tensors(tmp_path / "run" / "checkpoint.safetensors")
+    assert 1 / json.loads(about["progress"])["base_valid"] == pytest.approx(math.exp(sum(nats) / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["adapter.specialists=2"], "expected one corpus, or one for each of adapter.specialists=2, found 3 in corpus="),
+        (["adapter=lora"], "expected one corpus, found 3 in corpus="),
+        (["corpus=[]"], "expected one corpus, or one for each of adapter.specialists=3, found 0"),
+        (["lm.rows=3"], "lm.rows=3 less lm.share of general text are fewer than the corpora, 3"),
+        (["corpus=[ships.txt,trees.txt,nowhere]"], "there is no corpus 'nowhere'"),
+    ],
+)
+def test_corpora_that_fit_no_specialists_are_refused(
+    svf_rl: Callable[..., Any], three: list[str], change: list[str], says: str
+) -> None:
+    words = [word for word in three if not (change == ["adapter=lora"] and word.startswith("adapter."))]
+    assert svf_rl(*words, *change).mistake.startswith(says)
+
+
+def test_several_seeds_end_in_a_table_over_them(svf_rl: Callable[..., Any], words: list[str], tmp_path: Path) -> None:
+    done = svf_rl(*words, "adapter=shiftable", "run_dir=runs/run", "lm.learning_rate=0.05", "seed=0,1,2")
+    assert done.code == 0, done.err
+    found = [json.loads((tmp_path / f"runs/run/seed{seed}/summary.json").read_text()) for seed in (0, 1, 2)]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines() if line.startswith("| ships.txt")]
+    assert [row[2:4] for row in rows] == [
+        *([text, seed] for seed in "012" for text in ("special", "general")),
+        ["special", "0, 1, 2"],
+        ["general", "0, 1, 2"],
+    ]
+    for row, text in zip(rows[-2:], ("special", "general"), strict=True):
+        after = [summary[text]["perplexity"]["adapted"] for summary in found]
+        low, high = scipy.stats.ttest_1samp(after, 0).confidence_interval()
+        assert row[4] == f"{found[0][text]['perplexity']['base']:.2f}"
+        assert row[5] == f"{sum(after) / 3:.2f} [{low:.2f}, {high:.2f}]"
+        base_gates = [sum(layer[0] for layer in summary[text]["gates"]) / 2 for summary in found]
+        assert row[7].startswith(f"{sum(base_gates) / 3:.2f}")
+        assert row[8] == "yes"
+    again = svf_rl("table", "out=found")
+    assert again.code == 0
+    assert [line.split("|")[4:8] for line in again.out.splitlines() if line.startswith("| ships.txt")] == [
+        line.split("|")[4:8] for line in done.out.splitlines() if line.startswith("| ships.txt") and "0, 1, 2" in line
+    ]
+    assert len(json.loads((tmp_path / "found.json").read_text())["texts"]) == 2
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(

@@ -15,6 +15,7 @@ from svf_rl.settings import flat_settings, listed, to_yaml
 from svf_rl.svf.expert import load_expert
 
 SAME = ("seed", "run_dir", "resume")  # what runs of one name may differ in
+TEXT = (*SAME, "objective", "corpus")  # the same of runs on text, whose summaries name the corpus
 
 
 def run(configs: list[ReportConfig], command: list[str]) -> None:
@@ -72,8 +73,8 @@ def settings(folder: Path) -> str:
         stored = flat_settings(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {str(path)!r} ({error}); delete the run, or make it again") from error
-    default = defaults(stored)
-    changed = [key for key, value in stored.items() if key not in SAME and default.get(key) != value]
+    default, same = defaults(stored), TEXT if stored.get("objective") == "lm" else SAME
+    changed = [key for key, value in stored.items() if key not in same and default.get(key) != value]
     return " ".join(f"{key.replace('env.settings', 'env')}={'null' if stored[key] is None else stored[key]}" for key in changed)
 
 

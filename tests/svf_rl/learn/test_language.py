@@ -199,7 +199,10 @@ def test_several_seeds_end_in_a_table_over_them(svf_rl: Callable[..., Any], word
     assert [line.split("|")[4:8] for line in again.out.splitlines() if line.startswith("| ships.txt")] == [
         line.split("|")[4:8] for line in done.out.splitlines() if line.startswith("| ships.txt") and "0, 1, 2" in line
     ]
-    assert len(json.loads((tmp_path / "found.json").read_text())["texts"]) == 2
+    lines = json.loads((tmp_path / "found.json").read_text())["texts"]
+    assert [(line["corpus"], line["text"]) for line in lines] == [("ships.txt", "special"), ("ships.txt", "general")]
+    assert "lm.steps=4" in lines[0]["settings"].split()
+    assert "objective" not in lines[0]["settings"]
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(

@@ -1,7 +1,8 @@
 """`svf-rl train objective=lm`: train an adapter on a corpus, compare perplexities on held-out text, and write the run folder.
 
 Of the test rows three perplexities are shown: the base's, the adapted model's, and the adapted model's with its gates closed, which
-must be the base's bit for bit. Shiftable attention shows its gates too, by layer, on text of the corpus and on general text.
+must be the base's bit for bit. Shiftable attention shows its gates too, by layer, on text of the corpus and on general text. With
+lm.start the run begins at a trained adapter (see learn/start.py).
 """
 
 import math
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svf_rl.adapters import make_adapter, save_adapter
+from svf_rl.adapter import Adapter
+from svf_rl.adapters import adapter_file, make_adapter, save_adapter
 from svf_rl.attention.adapter import AttentionAdapter
+from svf_rl.attention.shiftable import freeze_first
 from svf_rl.base.load import Base, fingerprint, load_base
 from svf_rl.base.texts import SHARES, read_corpus, windows
 from svf_rl.commands.folders import begin, point_latest, resumable, revision, run_folders
@@ -24,6 +27,7 @@ from svf_rl.errors import UserError
 from svf_rl.evaluate.stats import paired_difference
 from svf_rl.files import write_json
 from svf_rl.learn import language
+from svf_rl.learn.start import start_at
 from svf_rl.learn.tracking import Tracker, peak_memory, read_rows
 from svf_rl.progress import Progress
 
@@ -48,13 +52,23 @@ def prepare(config: TrainConfig, base: Base, folder: Path) -> language.LanguageR
     """Texts, adapter, optimiser, the run folder and its tracker; with resume, at the state of the last checkpoint."""
     texts, bar = read_texts(config, base), Progress()
     adapter = make_adapter(base, config.adapter, bar)
+    older = start(config, base, adapter, folder)
     trained = adapter.parameters()
     optimizer = torch.optim.AdamW([p for p in trained.values() if p.requires_grad], weight_decay=0.0)
     progress, best = begin(config, base, adapter, optimizer, folder)
+    progress.older = older or progress.older
+    if progress.older and isinstance(adapter, AttentionAdapter):
+        freeze_first(adapter, progress.older)
     adapter.install()
     tracker = Tracker(folder, bar, adapter.figures)
     tracker.start(progress.step)
     return language.LanguageRun(base, adapter, texts, config.lm, config.seed, folder, tracker, optimizer, best, progress)
+
+
+def start(config: TrainConfig, base: Base, adapter: Adapter, folder: Path) -> int:
+    """Begin at the adapter that lm.start names, unless a checkpoint holds what came of it. Returns what `start_at` does."""
+    resumed = config.resume and (folder / "checkpoint.safetensors").exists()
+    return 0 if resumed or config.lm.start is None else start_at(adapter_file(config.lm.start), adapter, config.adapter, base)
 
 
 def read_texts(config: TrainConfig, base: Base) -> language.Texts:

@@ -6,7 +6,7 @@ Some rows of each step are general text, on which the adapted model should stay 
 first `labelled_steps` which of its branches a row belongs to (0 is the base), then its gate is on its own.
 
 Every row is a function of (seed, step), so a resumed run is the uninterrupted one. The parameters kept are the best on the held-out
-part of the corpus, the base included; the test part is not touched here.
+part of the corpus, those it began with included; the test part is not touched here.
 
 Source: computermaster0101/shiftable-attention-poc, README, "train a specialist model".
 Differs from the source:
@@ -53,6 +53,7 @@ class LanguageConfig:
     eval_every: int = 25
     patience: int = 3
     max_bad_steps: int = 5
+    start: str | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "steps rows eval_every max_bad_steps", "lm.")
@@ -117,9 +118,9 @@ def update(run: LanguageRun, step: int) -> dict[str, float]:
 
 
 def batches(run: LanguageRun, step: int) -> Iterator[tuple[int, Int[Tensor, "rows time"]]]:
-    """(branch, ids) of the step: rows of the corpus for the specialist, 1, and rows of general text for the base, 0."""
+    """(branch, ids) of the step: rows of the corpus for the first specialist that trains, rows of general text for the base, 0."""
     few = round(run.config.rows * run.config.share)
-    for branch, corpus, rows in ((1, run.texts.special, run.config.rows - few), (0, run.texts.general, few)):
+    for branch, corpus, rows in ((1 + run.progress.older, run.texts.special, run.config.rows - few), (0, run.texts.general, few)):
         if rows:
             yield branch, draw(corpus["train"], rows, run.seed, step).to(run.base.device)
 

@@ -8,7 +8,7 @@ lists beside name, id and max_tokens. `env=[math,code]` is one environment that 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def groups() -> dict[str, list[str]]:
 
 def groups_of(command: str) -> dict[str, list[str]]:
     """The config groups that a command has, with their names."""
-    used = {entry.name for entry in fields(SCHEMAS[command])}
+    used = {entry.name for entry in fields(SCHEMAS[command]) if entry.default_factory is not MISSING}  # others are plain values
     extra = {"experiment"} if command == "train" else set()
     return {name: names for name, names in groups().items() if name in used | extra}
 
@@ -249,7 +249,7 @@ def _free_settings(composed: dict[str, Any]) -> dict[str, Any]:
 def _structure(schema: type, composed: Mapping[str, Any]) -> Any:
     """The schema as OmegaConf's, with the settings of the adapter and of the dispatcher that were chosen."""
     node = _writable(OmegaConf.structured(schema))
-    if "adapter" in composed:
+    if isinstance(composed.get("adapter"), dict):
         node.adapter = _writable(OmegaConf.structured(ADAPTERS[composed["adapter"]["name"]].settings))
     if "dispatch" in composed:
         node.dispatch = _writable(OmegaConf.structured(DISPATCHERS[composed["dispatch"]["name"]]))

@@ -53,8 +53,8 @@ def _grown(path: Path, opened: AttentionAdapter, wanted: int, base: Base) -> tup
     found = opened.config.specialists
     if found > wanted:
         raise UserError(
-            f"{str(path)!r} has {found} specialists, this run {wanted}, and none are removed; give adapter.specialists={found} to train "
-            "them on, or more to add some"
+            f"{str(path)!r} has {found} specialists, this run {wanted}, and none are removed; give adapter.specialists={found} to "
+            "train them on, or more to add some"
         )
     for _ in range(wanted - found):
         opened = add_specialist(base, opened)

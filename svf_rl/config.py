@@ -62,6 +62,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "valid_size test_size")
+        branches = (self.adapter.name, getattr(self.adapter, "specialists", 0))
+        if self.lm.prior and (branches != ("shiftable", 1) or self.lm.length < 8):
+            raise UserError(
+                "lm.prior needs adapter=shiftable with adapter.specialists=1, for its one corpus, and lm.length of at least 8"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """`svf-rl generate "..."`: one prompt, read by a dispatcher and answered by the experts it chose, or by one adapter of any kind.
 
-explain says what the choice was among; of an adapter, its gates by layer and by token, where it has gates.
+explain says what the choice was among; of an adapter, its gates by layer and by token, where it has gates. A
+geometric prior that is kept beside the file of shiftable attention (lm.prior) is a term of its gates.
 """
+
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,13 +13,15 @@ from torch import Tensor
 from svf_rl.adapter import Adapter
 from svf_rl.adapters import adapter_file, open_adapter
 from svf_rl.attention.adapter import AttentionAdapter
+from svf_rl.attention.shiftable import prior
 from svf_rl.base.load import Base, load_base
 from svf_rl.dispatch.choices import GenerateConfig, make_dispatcher
 from svf_rl.dispatch.dispatcher import Decision
 from svf_rl.dispatch.library import open_library
 from svf_rl.dispatch.system import Answer, answer
+from svf_rl.learn.prior import open_prior, prior_file, prompt_prior
 from svf_rl.progress import Progress
-from svf_rl.rollout.sampler import Sampling, sample
+from svf_rl.rollout.sampler import Sampling, check_prompts, sample
 from svf_rl.svf.adapter import SVFAdapter
 from svf_rl.types import Expert
 
@@ -60,14 +66,28 @@ def explain(given: Answer, decision: Decision) -> str:
 def _adapted(config: GenerateConfig, where: str) -> None:
     """The prompt, answered by the base with one adapter."""
     base = load_base(config.base)
-    adapter, about = open_adapter(adapter_file(where), base, Progress())
+    path = adapter_file(where)
+    adapter, about = open_adapter(path, base, Progress())
     ids = base.codec.prompt(config.prompt)
+    check_prompts(base, [ids])
+    known = geometric_prior(base, adapter, path, ids)
     adapter.install()
-    (given,) = sample(base, [ids], Sampling(config.max_tokens, config.temperature), [config.seed])
-    print(base.codec.decode(given.ids))
-    print(f"\n[{adapter.name} of {about['environment']}; {len(ids)} tokens read, {len(given.ids)} written]")
-    if config.explain:
-        print(show_gates(base, adapter, [*ids, *given.ids]))
+    with nullcontext() if known is None else prior(adapter, known):  # type: ignore[arg-type]
+        (given,) = sample(base, [ids], Sampling(config.max_tokens, config.temperature), [config.seed])
+        print(base.codec.decode(given.ids))
+        print(f"\n[{adapter.name} of {about['environment']}; {len(ids)} tokens read, {len(given.ids)} written]")
+        if config.explain:
+            print(show_gates(base, adapter, [*ids, *given.ids]))
+    if config.explain and known is not None:
+        print(f"prior of the prompt: base, then specialists {_numbers(known[0].exp())}")
+
+
+def geometric_prior(base: Base, adapter: Adapter, path: Path, ids: list[int]) -> Tensor | None:
+    """The log prior [1, n] of the prompt's branches, where one is kept beside a file of shiftable attention."""
+    if not (isinstance(adapter, AttentionAdapter) and adapter.name == "shiftable"):
+        return None
+    found = open_prior(prior_file(path), base, 1 + adapter.config.specialists)
+    return None if found is None else prompt_prior(base, found, ids)
 
 
 def show_gates(base: Base, adapter: Adapter, ids: list[int]) -> str:

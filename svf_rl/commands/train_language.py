@@ -27,7 +27,8 @@ from svf_rl.errors import UserError
 from svf_rl.evaluate.stats import paired_difference
 from svf_rl.files import write_json
 from svf_rl.learn import language
-from svf_rl.learn.start import start_at
+from svf_rl.learn.prior import fit_prior, prior_file, save_prior, shares
+from svf_rl.learn.start import open_gates, start_at
 from svf_rl.learn.tracking import Tracker, peak_memory, read_rows
 from svf_rl.progress import Progress
 
@@ -45,6 +46,8 @@ def train_one(config: TrainConfig, folder: Path, command: list[str]) -> dict[str
         training = prepare(config, load_base(config.base), folder)
         with closing(training.tracker):
             language.train(training)
+        if config.lm.prior:
+            keep_prior(training, config, command)
         return finish(training, config, command, begun)
 
 
@@ -62,7 +65,10 @@ def prepare(config: TrainConfig, base: Base, folder: Path) -> language.LanguageR
     adapter.install()
     tracker = Tracker(folder, bar, adapter.figures)
     tracker.start(progress.step)
-    return language.LanguageRun(base, adapter, texts, config.lm, config.seed, folder, tracker, optimizer, best, progress)
+    run = language.LanguageRun(base, adapter, texts, config.lm, config.seed, folder, tracker, optimizer, best, progress)
+    if older:
+        open_gates(run)
+    return run
 
 
 def start(config: TrainConfig, base: Base, adapter: Adapter, folder: Path) -> int:
@@ -80,6 +86,23 @@ def read_texts(config: TrainConfig, base: Base) -> language.Texts:
         for name in (config.corpus, config.lm.general)
     ]
     return language.Texts(*sides)
+
+
+def keep_prior(run: language.LanguageRun, config: TrainConfig, command: list[str]) -> None:
+    """Fit the geometric prior to both corpora, show how it does on their test parts, and write it beside the adapter."""
+    with run.adapter.disabled():
+        found = fit_prior(run.base, run.texts)
+        right = shares(run.base, found, run.texts)
+    about = {
+        "base": run.base.name,
+        "fingerprint": run.base.fingerprint,
+        "environment": f"lm:{config.corpus}",
+        "command": shlex.join(command),
+        "revision": revision(),
+        "metrics": right,
+    }
+    save_prior(prior_file(run.folder / "expert.safetensors"), found, about)
+    print("prior on held-out text: " + ", ".join(f"{share:.1%} of {name} to its own branch" for name, share in right.items()))
 
 
 def finish(run: language.LanguageRun, config: TrainConfig, command: list[str], begun: float) -> dict[str, Any]:

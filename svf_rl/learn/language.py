@@ -54,6 +54,7 @@ class LanguageConfig:
     patience: int = 3
     max_bad_steps: int = 5
     start: str | None = None
+    prior: bool = False
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "steps rows eval_every max_bad_steps", "lm.")
@@ -93,7 +94,7 @@ def train(run: LanguageRun) -> None:
     Diverged after too many steps in a row that were not finite.
     """
     c, p = run.config, run.progress
-    if p.step == 0:
+    if p.base_valid < 0:  # not known from elsewhere
         p.base_valid = p.best = 1 / validate(run)
     for step in run.tracker.steps(p.step, c.steps):
         if c.patience and p.step - p.best_step >= c.patience * c.eval_every:

@@ -1,8 +1,9 @@
 """Training that begins at a trained adapter instead of at the identity.
 
 The run has the file's settings, but for those that only weigh penalties. Shiftable attention may have more specialists than the
-file: they begin nearly shut off, and nothing but them and their rows of the gate trains. What the file holds stays as it is, bit
-for bit, so that specialists can be added one after another, each from its own corpus.
+file: nothing but the new ones and their rows of the gate trains, and what the file holds stays as it is, bit for bit, so that
+specialists can be added one after another, each from its own corpus. The new ones are nearly shut off in the model that the run
+compares with, and keeps if nothing is better; for training their gates are opened (`open_gates`), since a shut one hardly learns.
 """
 
 import json
@@ -11,12 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from svf_rl.adapter import Adapter
 from svf_rl.adapters import open_adapter
 from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.attention.shiftable import add_specialist
 from svf_rl.base.load import Base
 from svf_rl.errors import UserError
+from svf_rl.learn.language import LanguageRun, validate
 from svf_rl.svf.adapter import SVFAdapter
 
 FREE = (
@@ -46,6 +50,15 @@ def start_at(path: Path, adapter: Adapter, config: Any, base: Base) -> int:
         older, opened = _grown(path, opened, older, base)
     adapter.load_state(opened.state())
     return older
+
+
+@torch.no_grad()
+def open_gates(run: LanguageRun) -> None:
+    """Once the model has been validated as it begins: let the gates of the specialists that train start level with the base's."""
+    run.progress.base_valid = run.progress.best = 1 / validate(run)
+    for name, parameter in run.adapter.parameters().items():
+        if name.endswith("gate_bias") and parameter.requires_grad:
+            parameter.zero_()
 
 
 def _grown(path: Path, opened: AttentionAdapter, wanted: int, base: Base) -> tuple[int, AttentionAdapter]:

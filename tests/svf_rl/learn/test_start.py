@@ -1,6 +1,7 @@
 """Runs that begin at a trained adapter: what they start from, what they leave as it is, what they refuse."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from svf_rl.adapters import make_adapter, open_adapter, save_adapter
 from svf_rl.attention.shiftable import NEW, ShiftableConfig
 from svf_rl.base.load import Base
+from svf_rl.base.texts import read_corpus, windows
 from svf_rl.config import read_config
 from svf_rl.files import read_tensors
 from svf_rl.learn import language
@@ -53,7 +55,30 @@ def test_only_added_specialists_train(svf_rl: Callable[..., Any], words: list[st
     assert all(".specialists.1." in name or ".specialists.2." in name for name in fresh)
     moved = {name.split(".specialists.")[1] for name in fresh if not torch.equal(last[f"now.{name}"], torch.zeros_like(now[name]))}
     assert moved >= {"1.query_up", "1.out_up", "1.gate", "1.gate_bias"}  # which are 0, or NEW, at first
-    assert all(abs(float(last[f"now.{name}"]) - NEW) > 0.01 for name in fresh if name.endswith(".1.gate_bias"))
+    biases = [float(last[f"now.{name}"]) for name in fresh if name.endswith(".1.gate_bias")]
+    assert all(0.001 < abs(bias) < 1 for bias in biases)  # opened for training, and moved
+
+
+def test_the_run_compares_with_the_file_and_not_with_its_opened_gates(
+    svf_rl: Callable[..., Any], words: list[str], trained: Path, tmp_path: Path, tiny_base: Base
+) -> None:
+    more = ["adapter=shiftable", "adapter.specialists=2", "corpus=rocks.txt", f"lm.start={trained}", "run_dir=second"]
+    assert svf_rl(*words, *more).code == 0
+    progress = json.loads(read_tensors(tmp_path / "second" / "checkpoint.safetensors")[1]["progress"])
+    adapter, _ = open_adapter(trained / "expert.safetensors", tiny_base)
+    valid = windows(read_corpus(str(tmp_path / "rocks.txt")), tiny_base.codec, 17, "valid")
+    adapter.install()
+    try:
+        nats = language.held_out_nats(tiny_base, valid).mean().item()
+    finally:
+        adapter.uninstall()
+    assert 1 / progress["base_valid"] == pytest.approx(
+        math.exp(nats), rel=1e-3
+    )  # the added one has a gate of 0.002, and is the base
+    config = ShiftableConfig(specialists=2)
+    begun = make_adapter(tiny_base, config)
+    assert start_at(trained / "expert.safetensors", begun, config, tiny_base) == 1
+    assert {float(t) for name, t in begun.state().items() if name.endswith(".1.gate_bias")} == {NEW}
 
 
 def test_with_as_many_specialists_the_training_goes_on(
@@ -100,7 +125,7 @@ def test_a_resumed_run_leaves_the_same_specialists(
     [
         (["adapter=lora"], "is of adapter=shiftable, this run has adapter=lora; give adapter=shiftable"),
         (["adapter=shiftable", "adapter.rank=4"], "was trained with adapter.rank=2, this run 4; give the file's settings"),
-        (["adapter=shiftable", "adapter.specialists=1"], "has 2 specialists, this run 1; give adapter.specialists=2"),
+        (["adapter=shiftable", "adapter.specialists=1"], "has 2 specialists, this run 1, and none are removed"),
         (["adapter=shiftable", "lm.start=missing"], "cannot read the expert 'missing'"),
     ],
 )

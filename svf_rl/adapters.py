@@ -75,6 +75,12 @@ def save_adapter(path: Path, adapter: Adapter, config: Any, about: Mapping[str, 
     write_tensors(path, adapter.state(), {k: v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()})
 
 
+def adapter_file(where: str) -> Path:
+    """The adapter file that this names: the file itself, or that of a run folder."""
+    path = Path(where).expanduser()
+    return path / "expert.safetensors" if path.is_dir() else path
+
+
 def open_adapter(path: Path, base: Base, progress: Progress | None = None) -> tuple[Adapter, dict[str, Any]]:
     """The adapter in a file, made for `base` and not yet installed, and its metadata.
 

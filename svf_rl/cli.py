@@ -20,7 +20,7 @@ COMMANDS = {
     "report": "one HTML page on runs, a matrix and forgetting",
     "table": "means over seeds of runs, matrices, compositions and forgetting, as Markdown",
     "harness": "run tasks of the lm-evaluation-harness on the base, an expert or a dispatched system",
-    "generate": "answer a prompt with the experts that a dispatcher chooses",
+    "generate": "answer a prompt with the experts that a dispatcher chooses, or with one adapter",
     "compose": "find a mixture of experts for a new task from a few of its questions",
     "experts": "list a folder of experts",
     "study": "run one of the studies: superposition of attention heads",

@@ -8,7 +8,7 @@ lists beside name, id and max_tokens. `env=[math,code]` is one environment that 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ class TrainConfig:
         check_at_least(1, self, "valid_size test_size")
         if self.objective is Objective.lm:
             self._check_corpora()
+            self._check_prior()
 
     def _check_corpora(self) -> None:
         """UserError unless there is one corpus, or one for each specialist, and a row of each in every step."""
@@ -79,6 +80,12 @@ class TrainConfig:
             raise UserError(f"expected {wanted}, found {count} in corpus={self.corpus}; {more}")
         if self.lm.rows - general_rows(self.lm) < count:
             raise UserError(f"lm.rows={self.lm.rows} less lm.share of general text are fewer than the corpora, {count}; give more")
+
+    def _check_prior(self) -> None:
+        """UserError for a geometric prior without a corpus for each specialist, or with too few tokens of each row."""
+        branches = (self.adapter.name, getattr(self.adapter, "specialists", 0))
+        if self.lm.prior and (branches != ("shiftable", len(self.corpora)) or self.lm.length < 8):
+            raise UserError("lm.prior needs adapter=shiftable with a corpus for each specialist, and lm.length of at least 8")
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ def groups() -> dict[str, list[str]]:
 
 def groups_of(command: str) -> dict[str, list[str]]:
     """The config groups that a command has, with their names."""
-    used = {entry.name for entry in fields(SCHEMAS[command])}
+    used = {entry.name for entry in fields(SCHEMAS[command]) if entry.default_factory is not MISSING}  # others are plain values
     extra = {"experiment"} if command == "train" else set()
     return {name: names for name, names in groups().items() if name in used | extra}
 
@@ -266,7 +273,7 @@ def _free_settings(composed: dict[str, Any]) -> dict[str, Any]:
 def _structure(schema: type, composed: Mapping[str, Any]) -> Any:
     """The schema as OmegaConf's, with the settings of the adapter and of the dispatcher that were chosen."""
     node = _writable(OmegaConf.structured(schema))
-    if "adapter" in composed:
+    if isinstance(composed.get("adapter"), dict):
         node.adapter = _writable(OmegaConf.structured(ADAPTERS[composed["adapter"]["name"]].settings))
     if "dispatch" in composed:
         node.dispatch = _writable(OmegaConf.structured(DISPATCHERS[composed["dispatch"]["name"]]))

@@ -5,7 +5,8 @@
 c_k are the means of the domains' examples and C the covariance within domains, one for all and shrunk towards a multiple of the
 identity by the amount of Ledoit and Wolf, so that it can be inverted with fewer examples than dimensions. The threshold is a
 quantile of the distances of held-out texts of the known domains. The prior is added to the gates' scores (`shiftable.prior`); an
-unknown text leaves everything to the base.
+unknown text leaves everything to the base. Where the base has texts of its own, they are a domain like the others, the first
+(`branch_prior`); else it is as likely as the best specialist (`log_prior`). learn/prior.py fits one to corpora and keeps it.
 
 Source: Herber 2025 (GRCLM); Ledoit and Wolf 2004, A well-conditioned estimator for large-dimensional covariance matrices.
 Differs from the source (computermaster0101/shiftable-attention-poc): one score in nats, where it adds a cosine to an unscaled
@@ -45,8 +46,15 @@ class Geometry:
         known = known.masked_fill(self.unknown(query)[:, None], SHUT)
         return torch.nn.functional.pad(known, (1, 0))
 
+    def branch_prior(self, query: Float[Tensor, "rows width"]) -> Float[Tensor, "rows n"]:
+        """For the base, whose texts are the first domain, and each specialist: log p(domain | text). Unknown is the base's."""
+        known = (-self.distances(query) / 2).log_softmax(-1).clamp(min=SHUT)
+        shut = torch.full_like(known, SHUT)
+        shut[:, 0] = 0.0
+        return shut.where(self.unknown(query)[:, None], known)
 
-def fit(domains: Sequence[Float[Tensor, "examples width"]]) -> Geometry:
+
+def fit(domains: Sequence[Float[Tensor, "_ width"]]) -> Geometry:
     """The geometry of pooled hidden states, one tensor for each domain. ValueError for a domain without examples."""
     if not domains or any(len(rows) == 0 for rows in domains):
         raise ValueError("a geometry needs examples of every domain")
@@ -70,6 +78,13 @@ def shrunk_covariance(centred: Float[Tensor, "n width"]) -> Float[Tensor, "width
     noise = (centred.square().sum(1).square().sum() / n - s.square().sum()) / n
     amount = (noise.clamp(min=0) / spread.clamp(min=1e-12)).clamp(max=1)
     return (1 - amount) * s + amount * mu.clamp(min=1e-12) * torch.eye(width, dtype=s.dtype, device=s.device)
+
+
+@torch.no_grad()
+def prefixes(hidden: Float[Tensor, "rows time width"], lengths: Sequence[int]) -> Float[Tensor, "rows lengths width"]:
+    """The means over the first tokens of every row, as many as each of the lengths that the rows have: what shorter texts are."""
+    sums = hidden.cumsum(1)
+    return torch.stack([sums[:, n - 1] / n for n in lengths if n <= hidden.shape[1]], 1)
 
 
 @torch.no_grad()

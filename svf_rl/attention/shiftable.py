@@ -226,11 +226,18 @@ def add_specialist(base: Base, adapter: AttentionAdapter) -> AttentionAdapter:
     config = replace(adapter.config, specialists=adapter.config.specialists + 1)
     grown = AttentionAdapter(base.model, config, lambda site: ShiftablePatch(site, config))
     own, old = grown.state(), adapter.state()
-    fresh = [name for name in own if name not in old]
     grown.load_state({name: old.get(name, torch.full_like(t, NEW) if name.endswith("gate_bias") else t) for name, t in own.items()})
-    for name, parameter in grown.parameters().items():
-        parameter.requires_grad_(name in fresh)
+    freeze_first(grown, adapter.config.specialists)
     return grown
+
+
+def freeze_first(adapter: AttentionAdapter, older: int) -> None:
+    """From now on only the specialists after the first `older` train, and their rows of the gate."""
+    for patch in adapter.patches.values():
+        for parameter in patch.parameters():
+            parameter.requires_grad_(False)
+        for specialist in list(patch.get_submodule("specialists").children())[older:]:
+            specialist.requires_grad_(True)
 
 
 def remove_specialist(base: Base, adapter: AttentionAdapter, index: int) -> AttentionAdapter:

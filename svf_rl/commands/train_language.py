@@ -2,7 +2,8 @@
 
 Of the test rows three perplexities are shown: the base's, the adapted model's, and the adapted model's with its gates closed, which
 must be the base's bit for bit. Shiftable attention shows its gates too, by layer, on text of each corpus and on general text, and
-draws them (gates.png). Several seeds end in a table over seeds.
+draws them (gates.png). Several seeds end in a table over seeds. With lm.start the run begins at a trained adapter (see
+learn/start.py).
 """
 
 import math
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svf_rl.adapters import make_adapter, save_adapter
+from svf_rl.adapter import Adapter
+from svf_rl.adapters import adapter_file, make_adapter, save_adapter
 from svf_rl.attention.adapter import AttentionAdapter
+from svf_rl.attention.shiftable import freeze_first
 from svf_rl.base.load import Base, fingerprint, load_base
 from svf_rl.base.texts import SHARES, read_corpus, windows
 from svf_rl.commands.folders import begin, point_latest, resumable, revision, run_folders
@@ -26,6 +29,8 @@ from svf_rl.evaluate import figures, table
 from svf_rl.evaluate.stats import paired_difference
 from svf_rl.files import write_bytes, write_json
 from svf_rl.learn import language
+from svf_rl.learn.prior import fit_prior, prior_file, save_prior, shares
+from svf_rl.learn.start import open_gates, start_at
 from svf_rl.learn.tracking import Tracker, peak_memory, read_rows
 from svf_rl.progress import Progress
 
@@ -44,6 +49,8 @@ def train_one(config: TrainConfig, folder: Path, command: list[str]) -> dict[str
         training = prepare(config, load_base(config.base), folder)
         with closing(training.tracker):
             language.train(training)
+        if config.lm.prior:
+            keep_prior(training, config, command)
         return finish(training, config, command, begun)
 
 
@@ -51,13 +58,30 @@ def prepare(config: TrainConfig, base: Base, folder: Path) -> language.LanguageR
     """Texts, adapter, optimiser, the run folder and its tracker; with resume, at the state of the last checkpoint."""
     texts, bar = read_texts(config, base), Progress()
     adapter = make_adapter(base, config.adapter, bar)
+    older = start(config, base, adapter, folder)
     trained = adapter.parameters()
     optimizer = torch.optim.AdamW([p for p in trained.values() if p.requires_grad], weight_decay=0.0)
     progress, best = begin(config, base, adapter, optimizer, folder)
+    progress.older = older or progress.older
+    if progress.older and isinstance(adapter, AttentionAdapter):
+        freeze_first(adapter, progress.older)
     adapter.install()
     tracker = Tracker(folder, bar, adapter.figures)
     tracker.start(progress.step)
-    return language.LanguageRun(base, adapter, texts, config.lm, config.seed, folder, tracker, optimizer, best, progress)
+    run = language.LanguageRun(base, adapter, texts, config.lm, config.seed, folder, tracker, optimizer, best, progress)
+    if older:
+        open_gates(run)
+    return run
+
+
+def start(config: TrainConfig, base: Base, adapter: Adapter, folder: Path) -> int:
+    """Begin at the adapter that lm.start names, unless a checkpoint holds what came of it. Returns what `start_at` does."""
+    if config.lm.start is None or (config.resume and (folder / "checkpoint.safetensors").exists()):
+        return 0
+    older = start_at(adapter_file(config.lm.start), adapter, config.adapter, base)
+    if older and len(config.corpora) > 1:
+        raise UserError(f"specialists that are added with lm.start learn one corpus, found {config.corpus}; add them one by one")
+    return older
 
 
 def read_texts(config: TrainConfig, base: Base) -> language.Texts:
@@ -78,6 +102,23 @@ def read_sides(name: str, config: TrainConfig, base: Base) -> dict[str, Tensor]:
     """One corpus as rows of the base's tokens, by side."""
     documents = read_corpus(name)
     return {which: windows(documents, base.codec, config.lm.length + 1, which) for which in SHARES}
+
+
+def keep_prior(run: language.LanguageRun, config: TrainConfig, command: list[str]) -> None:
+    """Fit the geometric prior to both corpora, show how it does on their test parts, and write it beside the adapter."""
+    with run.adapter.disabled():
+        found = fit_prior(run.base, run.texts)
+        right = shares(run.base, found, run.texts)
+    about = {
+        "base": run.base.name,
+        "fingerprint": run.base.fingerprint,
+        "environment": f"lm:{config.corpus}",
+        "command": shlex.join(command),
+        "revision": revision(),
+        "metrics": right,
+    }
+    save_prior(prior_file(run.folder / "expert.safetensors"), found, about)
+    print("prior on held-out text: " + ", ".join(f"{share:.1%} of {name} to its own branch" for name, share in right.items()))
 
 
 def finish(run: language.LanguageRun, config: TrainConfig, command: list[str], begun: float) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class GenerateConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     dispatch: Any = field(default_factory=ProbeConfig)  # of DISPATCHERS
     experts: str | None = None
+    adapter: str | None = None
     prompt: str = ""
     max_tokens: int = 128
     temperature: float = 0.0
@@ -56,7 +57,9 @@ class GenerateConfig:
             raise UserError('expected a prompt, found none; for example svf-rl generate "54 + 13 ="')
         if self.max_tokens < 1 or not 0 <= self.temperature < math.inf:
             raise UserError(f"max_tokens must be at least 1, temperature at least 0; found {self.max_tokens}, {self.temperature}")
-        if self.experts is None and not isinstance(self.dispatch, NoneConfig):
+        if self.experts is not None and self.adapter is not None:
+            raise UserError("expected experts to choose from or one adapter, found both; give one of them")
+        if self.experts is None and self.adapter is None and not isinstance(self.dispatch, NoneConfig):
             raise UserError("expected experts=<folder or [files]> to choose from, found none; or give dispatch=none")
 
 

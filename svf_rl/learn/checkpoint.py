@@ -19,7 +19,7 @@ from svf_rl.files import read_tensors, write_tensors
 @dataclass
 class Progress:
     """Counters of a run. step: steps done; best: highest validation accuracy so far, reached at best_step; bad_steps: in a row;
-    base: the fingerprint of the base."""
+    base: the fingerprint of the base; older: specialists that the run began with and leaves as they are."""
 
     step: int = 0
     best: float = -1.0
@@ -32,6 +32,7 @@ class Progress:
     base_valid: float = -1.0
     base: str = ""
     history: list[list[float]] = field(default_factory=list)
+    older: int = 0
 
 
 def save_checkpoint(

@@ -7,7 +7,7 @@ first `labelled_steps` which of its branches a row belongs to (0 is the base), t
 corpus, which is the first specialist's, or one for each specialist, in order; each has as many of the step's rows.
 
 Every row is a function of (seed, step), so a resumed run is the uninterrupted one. The parameters kept are the best on the held-out
-parts of the corpora, the base included; the test part is not touched here.
+parts of the corpora, those it began with included; the test part is not touched here.
 
 Source: computermaster0101/shiftable-attention-poc, README, "train a specialist model".
 Differs from the source:
@@ -56,6 +56,8 @@ class LanguageConfig:
     eval_every: int = 25
     patience: int = 3
     max_bad_steps: int = 5
+    start: str | None = None
+    prior: bool = False
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "steps rows eval_every max_bad_steps", "lm.")
@@ -95,7 +97,7 @@ def train(run: LanguageRun) -> None:
     Diverged after too many steps in a row that were not finite.
     """
     c, p = run.config, run.progress
-    if p.step == 0:
+    if p.base_valid < 0:  # not known from elsewhere
         p.base_valid = p.best = 1 / validate(run)
     for step in run.tracker.steps(p.step, c.steps):
         if c.patience and p.step - p.best_step >= c.patience * c.eval_every:
@@ -120,9 +122,10 @@ def update(run: LanguageRun, step: int) -> dict[str, float]:
 
 
 def batches(run: LanguageRun, step: int) -> Iterator[tuple[int, Int[Tensor, "rows time"]]]:
-    """(branch, ids) of the step: rows of the k-th corpus for the specialist k, and rows of general text for the base, 0."""
+    """(branch, ids) of the step: rows of the k-th corpus for the k-th specialist that trains, of general text for the base, 0."""
     special, few = run.texts.special.values(), general_rows(run.config)
-    for branch, (corpus, rows) in enumerate(zip(special, evenly(run.config.rows - few, len(special)), strict=True), 1):
+    parts = zip(special, evenly(run.config.rows - few, len(special)), strict=True)
+    for branch, (corpus, rows) in enumerate(parts, 1 + run.progress.older):
         yield branch, draw(corpus["train"], rows, run.seed, step).to(run.base.device)
     if few:
         yield 0, draw(run.texts.general["train"], few, run.seed, step).to(run.base.device)

@@ -242,3 +242,20 @@ def test_the_shrunk_covariance_is_nearer_the_truth() -> None:
     truth, shrunk = torch.eye(20, dtype=torch.float64), geometry.shrunk_covariance(rows)
     assert float((shrunk - truth).norm()) < float((rows.T @ rows / 10 - truth).norm()) / 2
     assert bool(torch.linalg.eigvalsh(shrunk).min() > 0.1)
+
+
+def test_the_prior_of_branches_is_the_posterior_of_normal_domains() -> None:
+    """By torch's own densities, equal chances before; what is known to neither is the base's."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 50, 3, generator=generator, dtype=torch.float64) + torch.tensor([[[0.0]], [[1.5]]], dtype=torch.float64)
+    found = geometry.calibrate(geometry.fit(list(rows)), rows.flatten(0, 1), 1.0)
+    normal = torch.distributions.MultivariateNormal(found.centres, precision_matrix=found.precision)
+    truth = normal.log_prob(rows.flatten(0, 1)[:, None]).log_softmax(-1)
+    torch.testing.assert_close(found.branch_prior(rows.flatten(0, 1)), truth)
+    assert found.branch_prior(torch.full((1, 3), 50.0, dtype=torch.float64)).tolist() == [[0.0, geometry.SHUT]]
+
+
+def test_prefixes_are_means_over_first_tokens() -> None:
+    hidden = torch.randn(4, 9, 5, generator=torch.Generator().manual_seed(0))
+    found = geometry.prefixes(hidden, [1, 4, 9, 16])
+    torch.testing.assert_close(found, torch.stack([hidden[:, :n].mean(1) for n in (1, 4, 9)], 1))

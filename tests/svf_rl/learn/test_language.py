@@ -53,6 +53,7 @@ def test_every_corpus_is_the_text_of_its_own_specialist() -> None:
     sides = [{"train": torch.full((9, 3), k)} for k in range(4)]
     texts = language.Texts({f"special{k}": sides[k] for k in (1, 2, 3)}, sides[0])
     run = Mock(spec=language.LanguageRun, texts=texts, config=language.LanguageConfig(rows=14, share=0.25), seed=0)
+    run.progress = Mock(older=0)
     run.base = Mock(device=torch.device("cpu"))
     assert [(branch, ids.unique().tolist(), len(ids)) for branch, ids in language.batches(run, 5)] == [
         (1, [1], 4),

@@ -279,7 +279,7 @@ def test_processors_with_shorter_and_longer_vectors(
     """Four and sixteen numbers in a vector, which the compiler makes of those that this processor has."""
     prompts = some_prompts(20)
     expected = write(tiny_base, prompts)
-    monkeypatch.setattr(native, "FLAGS", (*FLAGS, *vectors, "-Wall", "-Wextra", "-Wno-psabi", "-Werror"))
+    monkeypatch.setattr(native, "FLAGS", (*FLAGS, "-O1", *vectors, "-Wall", "-Wextra", "-Wno-psabi", "-Werror"))
     monkeypatch.setenv("SVF_RL_CACHE", str(tmp_path))
     native._load.cache_clear()
     try:

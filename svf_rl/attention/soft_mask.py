@@ -156,7 +156,7 @@ class Bilinear(Annealed):
         scale = self.temperature / math.sqrt(self.config.rank)
         query, key = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (call.own * scale, call.features.float()))
         offset = self.offset[:, None, None].expand(*query.shape[:3], 1)
-        z = (query @ key.transpose(2, 3)).add_(offset)
+        z: Tensor = (query @ key.transpose(2, 3)).add_(offset)
         return z.scatter_(-1, call.slot[:, None, :, None].expand(offset.shape), offset)
 
 

@@ -104,20 +104,24 @@ def read_sides(name: str, config: TrainConfig, base: Base) -> dict[str, Tensor]:
     return {which: windows(documents, base.codec, config.lm.length + 1, which) for which in SHARES}
 
 
-def keep_prior(run: language.LanguageRun, config: TrainConfig, command: list[str]) -> None:
-    """Fit the geometric prior to both corpora, show how it does on their test parts, and write it beside the adapter."""
-    with run.adapter.disabled():
-        found = fit_prior(run.base, run.texts)
-        right = shares(run.base, found, run.texts)
-    about = {
+def origin(run: language.LanguageRun, config: TrainConfig, command: list[str], metrics: dict[str, Any]) -> dict[str, Any]:
+    """What a file of this run says of where it comes from."""
+    return {
         "base": run.base.name,
         "fingerprint": run.base.fingerprint,
         "environment": f"lm:{config.corpus}",
         "command": shlex.join(command),
         "revision": revision(),
-        "metrics": right,
+        "metrics": metrics,
     }
-    save_prior(prior_file(run.folder / "expert.safetensors"), found, about)
+
+
+def keep_prior(run: language.LanguageRun, config: TrainConfig, command: list[str]) -> None:
+    """Fit the geometric prior to all corpora, show how it does on their test parts, and write it beside the adapter."""
+    with run.adapter.disabled():
+        found = fit_prior(run.base, run.texts)
+        right = shares(run.base, found, run.texts)
+    save_prior(prior_file(run.folder / "expert.safetensors"), found, origin(run, config, command, right))
     print("prior on held-out text: " + ", ".join(f"{share:.1%} of {name} to its own branch" for name, share in right.items()))
 
 
@@ -127,14 +131,7 @@ def finish(run: language.LanguageRun, config: TrainConfig, command: list[str], b
     results = {name: test(run, corpus["test"]) for name, corpus in {**run.texts.special, "general": run.texts.general}.items()}
     run.adapter.uninstall()
     path = run.folder / "expert.safetensors"
-    about = {
-        "base": run.base.name,
-        "fingerprint": run.base.fingerprint,
-        "environment": f"lm:{config.corpus}",
-        "command": shlex.join(command),
-        "revision": revision(),
-        "metrics": {name: result["perplexity"] for name, result in results.items()},
-    }
+    about = origin(run, config, command, {name: result["perplexity"] for name, result in results.items()})
     save_adapter(path, run.adapter, config.adapter, about)
     summary = {
         "corpus": config.corpus,

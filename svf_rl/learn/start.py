@@ -23,15 +23,7 @@ from svf_rl.errors import UserError
 from svf_rl.learn.language import LanguageRun, validate
 from svf_rl.svf.adapter import SVFAdapter
 
-FREE = (
-    "specialists",
-    "top_k",
-    "entropy",
-    "balance",
-    "sparsity",
-    "penalty",
-    "openness",
-)  # no tensor means another thing with another
+FREE = "specialists top_k entropy balance sparsity penalty openness".split()  # no tensor means another thing with another
 
 
 def start_at(path: Path, adapter: Adapter, config: Any, base: Base) -> int:

@@ -7,8 +7,9 @@ linear          K_ij = R_j(a_i) + k_j, V_ij = c_i + v_j, as when query and key a
                 scores, plus c_i. R_j turns by the position of j: b_ij depends on i and on the distance alone, and without
                 RoPE it cancels too. b_ij = f_i . (cos_j, sin_j): the model's own cosines are remembered beside the keys.
 multiplicative  K_ij = g_i k_j, V_ij = o_i v_j: other queries q_i g_i (g is the same for both halves of a rotation) and gated heads.
-nonlinear       V_ij = v_j + W phi(c_i + e_j), of m hidden units per head: truly pairwise. Made for some queries at a time, and
-                again in the backward pass: it never holds more than CHUNK values. e is remembered beside the keys.
+nonlinear       V_ij = v_j + W phi(c_i + e_j), of m hidden units per head: truly pairwise. Made for BLOCK queries at a time, and
+                again in the backward pass: what is made for every pair stays in the processor's cache, and the future is
+                mostly left out. e is remembered beside the keys.
 
 a, c, log g, log o are low-rank maps of the layer's input, zero at first, and so is W: the untrained model is the base bit for bit
 (linear: to the difference of two kernels).
@@ -22,23 +23,22 @@ Differs from the source:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from svf_rl.attention.adapter import AttentionAdapter
-from svf_rl.attention.host import Call, Patch, Site, rotate
+from svf_rl.attention.host import BLOCK, Call, Patch, Site, rotate
 from svf_rl.base.load import Base
 from svf_rl.errors import UserError
 from svf_rl.progress import Progress
-
-CHUNK = 1 << 22
 
 
 class Form(StrEnum):
@@ -148,7 +148,8 @@ class Nonlinear(Patch):
             side.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for side in (call.hidden.float() @ self.query.T, call.features.float())
         )
-        return (pairwise(call.weights(), query, key) @ self.out).transpose(1, 2)
+        hidden: Tensor = Pairwise.apply(call.weights(), query, key)
+        return (hidden @ self.out).transpose(1, 2)
 
 
 def key_bias(
@@ -163,17 +164,42 @@ def key_bias(
     return torch.cat([q1 * first + q2 * second, q2 * first - q1 * second], -1) @ torch.cat([cos, sin], -1).transpose(2, 3)
 
 
-def pairwise(
-    weights: Float[Tensor, "B H T S"], query: Float[Tensor, "B H T m"], key: Float[Tensor, "B H S m"]
-) -> Float[Tensor, "B H T m"]:
-    """sum over j of weights_ij phi(query_i + key_j), of at most CHUNK values at a time, forward and backward."""
+class Pairwise(torch.autograd.Function):
+    """sum over j of weights_ij phi(query_i + key_j), and its gradients.
 
-    def some(w: Tensor, q: Tensor) -> Tensor:
-        return (w[..., None, :] @ F.gelu(q[..., None, :] + key[:, :, None]))[..., 0, :]
+    weights [B, H, T, S], query [B, H, T, m], key [B, H, S, m]; the last query sees at most the last key, the one before it at most
+    the one before that: beyond it weights are not read, and have a gradient of 0.
+    """
 
-    size = max(1, CHUNK // (key.numel() or 1))
-    pieces = zip(weights.split(size, 2), query.split(size, 2), strict=True)
-    return torch.cat([checkpoint(some, w, q, use_reentrant=False) for w, q in pieces], 2)
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, query, key)
+        out, flat = torch.empty_like(query), key.transpose(2, 3).contiguous()
+        for now, seen in _blocks(weights):
+            hidden = F.gelu(query[:, :, now, :, None] + flat[:, :, None, :, seen])
+            out[:, :, now] = hidden.mul_(weights[:, :, now, None, seen]).sum(-1)
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights, query, key = ctx.saved_tensors
+        flat = key.transpose(2, 3).contiguous()
+        to_weights, to_query, to_flat = torch.zeros_like(weights), torch.empty_like(query), torch.zeros_like(flat)
+        for now, seen in _blocks(weights):
+            inner, above = query[:, :, now, :, None] + flat[:, :, None, :, seen], grad[:, :, now, :, None]
+            to_weights[:, :, now, seen] = F.gelu(inner).mul_(above).sum(-2)
+            slope = torch.ops.aten.gelu_backward(above * weights[:, :, now, None, seen], inner)
+            to_query[:, :, now] = slope.sum(-1)
+            to_flat[..., seen] += slope.sum(2)
+        return to_weights, to_query, to_flat.transpose(2, 3)
+
+
+def _blocks(weights: Float[Tensor, "B H T S"]) -> Iterator[tuple[slice, slice]]:
+    """Some queries, and the keys that they see."""
+    time, keys = weights.shape[2:]
+    for i in range(0, time, BLOCK):
+        yield slice(i, i + BLOCK), slice(0, keys - time + i + BLOCK)
 
 
 def fast(

@@ -55,24 +55,35 @@ def _speaks_alone(said: Float[Tensor, "examples heads V"], head: int, others: li
 
 @torch.no_grad()
 def measures(base: Heads, gated: Heads, found: Examples) -> dict[str, Any]:
-    """R2 of the imitation and, of both models: accuracy, solo heads, trigrams that are not learnt, distributed ones, heads that
-    speak for a trigram.
+    """Of the imitation: R2, and KL(base || gated) of the next token in nats. Of both models: accuracy and nats of the Cs, solo
+    heads, trigrams that are not learnt, distributed ones, heads that speak for a trigram.
 
     A pair of tokens is active in a head that says a tenth as much through it as the most that is said, a head speaks for a trigram
     if it says a tenth of what all heads together do there.
     """
     target, output = base(found.at)[0], gated(found.at)[0]
     residual = (output - target).square().sum() / (target - target.mean(0)).square().sum()
-    return {"r2": 1 - float(residual), **_gates(gated, found), "base": _model(base, found), "gated": _model(gated, found)}
+    agree = {"r2": 1 - float(residual), "kl": divergence(target, output, found)}
+    return {**agree, **_gates(gated, found), "base": _model(base, found), "gated": _model(gated, found)}
+
+
+def divergence(base: Float[Tensor, "places V"], gated: Float[Tensor, "places V"], found: Examples) -> float:
+    """KL(base || gated) of the next token, in nats, mean over places, of what both add to the token."""
+    token = F.one_hot(found.at.tokens, base.shape[-1])
+    first, second = ((token + said).log_softmax(-1) for said in (base, gated))
+    return float(F.kl_div(second, first, log_target=True, reduction="batchmean"))
 
 
 def _model(model: Heads, found: Examples) -> dict[str, Any]:
     outputs, forced = model.per_head(found.at)[0], found.forced
-    right, solo = answers(outputs, found), solo_heads(outputs, found)
+    logits, solo = next_token(outputs, found), solo_heads(outputs, found)
+    answer = found.at.tokens + found.trigrams
+    right = (logits.argmax(-1) == answer).double()
     learnt = [b for b in solo if right[forced & (found.at.tokens == b)].mean() >= LEARNT]
     loud = outputs[forced].norm(dim=-1) > ACTIVE * outputs[forced].sum(1).norm(dim=-1)[:, None]
     return {
         "accuracy": float(right[forced].mean()),
+        "nats": float(F.cross_entropy(logits[forced], answer[forced])),
         "solo": solo,
         "not_learnt": [b for b in solo if b not in learnt],
         "distributed": [b for b in learnt if not solo[b]],
@@ -80,10 +91,9 @@ def _model(model: Heads, found: Examples) -> dict[str, Any]:
     }
 
 
-def answers(outputs: Float[Tensor, "places heads V"], found: Examples) -> Float[Tensor, " places"]:
-    """1 where the model, which adds what its heads say to the token, says the C of a B; else 0."""
-    logits = F.one_hot(found.at.tokens, outputs.shape[-1]) + outputs.sum(1)
-    return (logits.argmax(-1) == found.at.tokens + found.trigrams).double()
+def next_token(outputs: Float[Tensor, "places heads V"], found: Examples) -> Float[Tensor, "places V"]:
+    """The logits of a model that adds what its heads say to the token."""
+    return F.one_hot(found.at.tokens, outputs.shape[-1]) + outputs.sum(1)
 
 
 def _gates(gated: Heads, found: Examples) -> dict[str, float]:

@@ -159,6 +159,9 @@ def summary(cell: Cell, found: Mapping[str, Any]) -> dict[str, Any]:
         "heads_each": base["heads_per_trigram"],
         "each_after": gated["heads_per_trigram"],
         "R2": found["r2"],
+        "KL": found["kl"],
+        "nats": base["nats"],
+        "nats_after": gated["nats"],
         "gate": found["median_active_gate"],
     }
 

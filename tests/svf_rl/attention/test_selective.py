@@ -40,13 +40,16 @@ def test_side_by_side_is_attention_with_a_bias_and_a_skip(rope: bool) -> None:
         assert torch.allclose(selective.fast(*parts[:3], 0 * parts[3], *parts[4:]), truth, atol=1e-12)
 
 
-def test_pairs_in_pieces_are_pairs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = random(2, 3, 7, 5).softmax(-1).requires_grad_()
-    query, key = random(2, 3, 7, 4, seed=1).requires_grad_(), random(2, 3, 5, 4, seed=2).requires_grad_()
+@pytest.mark.parametrize("keys", [70, 90])
+def test_pairs_in_blocks_are_pairs_at_once(keys: int) -> None:
+    """More than two blocks of queries, with and without keys before the first; gradients by autograd of all pairs at once."""
+    visible = torch.ones(70, keys, dtype=torch.bool).tril(keys - 70)
+    weights = random(2, 3, 70, keys).masked_fill(~visible, -torch.inf).softmax(-1).requires_grad_()
+    query, key = random(2, 3, 70, 4, seed=1).requires_grad_(), random(2, 3, keys, 4, seed=2).requires_grad_()
     truth = torch.einsum("bhts,bhtsm->bhtm", weights, F.gelu(query[:, :, :, None] + key[:, :, None]))
     slopes = torch.autograd.grad(truth.square().sum(), (weights, query, key))
-    monkeypatch.setattr(selective, "CHUNK", 2 * key.numel())
-    found = selective.pairwise(weights, query, key)
+    found = selective.Pairwise.apply(weights, query, key)
     assert torch.allclose(found, truth, atol=1e-12)
-    for mine, right in zip(torch.autograd.grad(found.square().sum(), (weights, query, key)), slopes, strict=True):
-        assert torch.allclose(mine, right, atol=1e-10)
+    mine = torch.autograd.grad(found.square().sum(), (weights, query, key))
+    assert torch.allclose(mine[0] * visible, slopes[0] * visible, atol=1e-10)
+    assert all(torch.allclose(one, right, atol=1e-10) for one, right in zip(mine[1:], slopes[1:], strict=True))

@@ -1,6 +1,7 @@
 """Skip trigrams, the toy's heads, and the analysis of which head says what."""
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from svf_rl.files import read_tensors
 from svf_rl.progress import Progress
 from svf_rl.studies import superposition, trigrams
 from svf_rl.studies.heads import Heads, Places, contribution, places
-from svf_rl.studies.solo import Examples, _model, solo_heads
+from svf_rl.studies.solo import Examples, _model, divergence, solo_heads
 from svf_rl.studies.superposition import SuperpositionConfig
 
 
@@ -137,6 +138,17 @@ def test_a_trigram_that_is_not_learnt_is_not_distributed() -> None:
     assert _model(Said(0 * said), found)["distributed"] == []
 
 
+def test_agreement_of_next_tokens_is_that_of_distributions() -> None:
+    """KL place by place from probabilities written out, 0 for the same model; nats of the Cs for a model that says nothing."""
+    found, said = by_hand(shared=False)
+    token = torch.eye(8).double()[found.at.tokens]
+    first, second = (torch.exp(x) / torch.exp(x).sum(-1, keepdim=True) for x in (token + said.sum(1), token))
+    truth = (first * (first / second).log()).sum(-1).mean()
+    assert divergence(said.sum(1), torch.zeros(len(said), 8).double(), found) == pytest.approx(float(truth))
+    assert divergence(said.sum(1), said.sum(1), found) == pytest.approx(0, abs=1e-12)
+    assert _model(Said(0 * said), found)["nats"] == pytest.approx(math.log(7 + math.e))  # the token itself is e times as likely
+
+
 def test_every_target_has_a_verdict() -> None:
     good = {"heads": 2, "seed": 0, "unlearnt_after": 0, "after": 0, "R2": 0.98, "each_after": 1.2, "gate": 0.5}
     assert [line.split(": ")[1] for line in superposition.verdicts([good])] == ["met in 1 of 1."] * 5
@@ -172,3 +184,14 @@ def test_a_short_study_leaves_models_and_figures_and_goes_on(tmp_path: Path, mon
     assert {path.name for path in tmp_path.glob("*.png")} == {f"{name}.png", "seeds.png"}
     monkeypatch.setattr(superposition, "train_base", None)  # a second run that trained anything would fail
     assert superposition.run(config, tmp_path, Progress(quiet=True))["table"] == [row]
+
+
+@pytest.mark.slow
+def test_superposition_is_learnt_and_undone(tmp_path: Path) -> None:
+    """The smallest published setting from end to end: a trigram is distributed in the plain heads, none in the gated ones."""
+    found = superposition.run(SuperpositionConfig(heads="[2]", seeds=1, restarts=4, steps=2000), tmp_path, Progress(quiet=True))
+    (row,) = found["table"]
+    assert row["distributed"] > 0
+    assert all(enough(row[column]) for column, (_, enough) in superposition.TARGETS.items())
+    assert row["KL"] < 0.02
+    assert row["accuracy"] > 0.99 < row["gated"]

@@ -184,11 +184,17 @@ class Call:
         hidden = self.visible.logical_not()[:, None]
         return torch.zeros_like(hidden, dtype=self.query.dtype).masked_fill(hidden, torch.finfo(self.query.dtype).min)
 
-    def attention(self, query: Tensor | None = None, bias: Float[Tensor, "rows heads T S"] | None = None) -> Tensor:
-        """The base's own attention, with other queries or with a term added to the scores. Returns heads [B, T, H, d]."""
+    def attention(
+        self,
+        query: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        bias: Float[Tensor, "rows heads T S"] | None = None,
+    ) -> Tensor:
+        """The base's own attention, with other queries, keys, values, or a term of the scores. Returns heads [B, T, H, d]."""
         mask = self.mask if bias is None else bias.to(self.query.dtype) + self.additive
-        query = self.query if query is None else query
-        heads: Tensor = self.plain(self.module, query, self.key, self.value, mask, **self.options)[0]
+        sides = (own if other is None else other for own, other in ((self.query, query), (self.key, key), (self.value, value)))
+        heads: Tensor = self.plain(self.module, *sides, mask, **self.options)[0]
         return heads
 
     def scores(self) -> Float[Tensor, "B H T S"]:

@@ -4,8 +4,10 @@
 
 S_k is the base's attention with low-rank changes of its queries and of its output projection, both zero at first, so the
 untrained model is the base bit for bit under any gate. Keys and values are the base's: a specialist costs one more
-reading of the cache and no space in it. pool is the token itself, or a running mean over what the token sees; of the
-tokens' V x beside the keys, so that it needs no state of its own. With top_k, each token reads with its top_k specialists only.
+reading of the cache and no space in it. keys_values=own gives it low-rank changes of them too, which are remembered beside the
+keys: in the cache each specialist then takes as much again as the base. pool is the token itself, or a running mean over what the
+token sees; of the tokens' V x beside the keys, so that it needs no state of its own. With top_k, each token reads with its top_k
+specialists only: as many readings as that, and with keys of their own as many as there are specialists that any token reads with.
 
 Penalty, of means over tokens that are no padding:   entropy H(g) - balance H(mean g) + sparsity (1 - g_base), and where the
 domain of the text is given (`labelled`), the cross-entropy of the gate to it.
@@ -49,6 +51,13 @@ class Pool(StrEnum):
     sequence = "sequence"
 
 
+class KeysValues(StrEnum):
+    """What a specialist reads: the base's keys and values, or low-rank changes of them that are its own."""
+
+    shared = "shared"
+    own = "own"
+
+
 @dataclass(frozen=True)
 class ShiftableConfig:
     """configs/adapter/shiftable.yaml says what each one does."""
@@ -56,6 +65,7 @@ class ShiftableConfig:
     name: str = "shiftable"
     specialists: int = 1
     rank: int = 8
+    keys_values: KeysValues = KeysValues.shared
     pool: Pool = Pool.token
     prompt_tokens: int = 32
     gate_width: int = 16
@@ -71,16 +81,20 @@ class ShiftableConfig:
 
 
 class Specialist(nn.Module):
-    """Low-rank changes of the queries and of the output projection, and its row of the gate."""
+    """Low-rank changes of queries and output projection, of keys and values if it has its own; and its row of the gate."""
 
     def __init__(self, site: Site, config: ShiftableConfig, index: int) -> None:
         super().__init__()
-        inner = site.heads * site.head_dim
-        draw = site.seeded(1 + index, config.rank, site.width + inner)[-1]  # its own, whatever the others are
-        self.query_down = nn.Parameter(draw[:, : site.width] / math.sqrt(site.width))
+        inner, more = site.heads * site.head_dim, 2 * site.width * (config.keys_values == KeysValues.own)
+        draw = site.seeded(1 + index, config.rank, site.width + inner + more)[-1]  # its own, whatever the others are
+        query, out, key, value = draw.tensor_split([site.width, site.width + inner, site.width + inner + more // 2], -1)
+        self.query_down = nn.Parameter(query / math.sqrt(site.width))
         self.query_up = nn.Parameter(torch.zeros(inner, config.rank))
-        self.out_down = nn.Parameter(draw[:, site.width :] / math.sqrt(inner))
+        self.out_down = nn.Parameter(out / math.sqrt(inner))
         self.out_up = nn.Parameter(torch.zeros(site.width, config.rank))
+        if more:
+            self.key_down, self.value_down = (nn.Parameter(down / math.sqrt(site.width)) for down in (key, value))
+            self.key_up, self.value_up = (nn.Parameter(torch.zeros(inner // site.groups, config.rank)) for _ in range(2))
         self.gate = nn.Parameter(torch.zeros(config.gate_width))
         self.gate_bias = nn.Parameter(torch.zeros(()))
 
@@ -100,18 +114,22 @@ class ShiftablePatch(Patch):
         self.label: int | None = None
 
     def features(self, call: Call) -> Float[Tensor, "B T n"] | None:
-        return None if self.config.pool == Pool.token else call.hidden.float() @ self.gate_in.T
+        remembered = [] if self.config.pool == Pool.token else [call.hidden.float() @ self.gate_in.T]
+        if self.config.keys_values == KeysValues.own:
+            remembered += [self._changes(call, specialist) for specialist in self.specialists]
+        return torch.cat(remembered, -1) if remembered else None
 
     def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
         scores = gate_scores(self._pooled(call), self.rows("gate"), self.rows("gate_bias"), self.prior)
-        turns = self._turns(scores)
-        call.gates = gates = self._gates(scores, turns)
+        chosen = self._chosen(scores)
+        turns = self._turns(scores, chosen)
+        call.gates = gates = self._gates(scores, chosen)
         base = heads = call.attention()
         inner = call.hidden.float() @ self.rows("query_down").flatten(0, 1).T
         said: list[Tensor] = []
         for turn in turns:
             query = self._through(inner, turn, "query_up").unflatten(-1, (base.shape[2], -1)).transpose(1, 2)
-            branch = call.attention(call.query + rotate(query, call.turn).to(base.dtype))
+            branch = call.attention(call.query + rotate(query, call.turn).to(base.dtype), *self._keys_values(call, turn))
             amount = gates[..., 1:].gather(-1, turn)
             heads = torch.addcmul(heads, amount[..., None].to(base.dtype), branch - base)
             low = branch.flatten(2).float() @ self.rows("out_down").flatten(0, 1).T
@@ -126,28 +144,56 @@ class ShiftablePatch(Patch):
         return torch.stack([getattr(specialist, name) for specialist in self.specialists])
 
     def _pooled(self, call: Call) -> Float[Tensor, "B T n"]:
-        if call.features is None:
+        if self.config.pool == Pool.token:
             return call.hidden.float() @ self.gate_in.T
-        seen = call.visible.float()
+        assert call.features is not None
+        seen, inner = call.visible.float(), call.features[..., : self.config.gate_width].float()
         if self.config.pool == Pool.prompt:
             seen = seen * (seen.cumsum(-1) <= self.config.prompt_tokens)
-        return (seen @ call.features.float()) / seen.sum(-1, keepdim=True).clamp(min=1)
+        return (seen @ inner) / seen.sum(-1, keepdim=True).clamp(min=1)
 
-    def _turns(self, scores: Float[Tensor, "B T n"]) -> list[Int[Tensor, "B T 1"]]:
-        """Which specialist each token reads with, turn by turn: each in order, or each token's top_k."""
+    def _chosen(self, scores: Float[Tensor, "B T n"]) -> Int[Tensor, "B T m"] | None:
+        """Each token's top_k specialists; None for all of them."""
         k, m = self.config.specialists, self.config.top_k
-        if m is None or m == k or self.label is not None:
-            return [torch.full_like(scores[..., :1], i, dtype=torch.long) for i in range(k)]
-        return list(scores[..., 1:].topk(m).indices.split(1, -1))
+        return None if m is None or m == k or self.label is not None else scores[..., 1:].topk(m).indices
 
-    def _gates(self, scores: Float[Tensor, "B T n"], turns: list[Tensor]) -> Float[Tensor, "B T n"]:
-        """softmax over the base and the specialists that have a turn; where the text is labelled, what it says."""
+    def _turns(self, scores: Float[Tensor, "B T n"], chosen: Int[Tensor, "B T m"] | None) -> list[Int[Tensor, "B T 1"]]:
+        """Which specialist each token reads with, turn by turn: its own; or one for all tokens, where keys differ."""
+        if chosen is not None and self.config.keys_values == KeysValues.shared:
+            return list(chosen.split(1, -1))
+        wanted = range(self.config.specialists) if chosen is None else chosen.unique().tolist()
+        return [torch.full_like(scores[..., :1], i, dtype=torch.long) for i in wanted]
+
+    def _gates(self, scores: Float[Tensor, "B T n"], chosen: Int[Tensor, "B T m"] | None) -> Float[Tensor, "B T n"]:
+        """softmax over the base and the chosen specialists; where the text is labelled, what it says."""
         if self.label is not None:
             forced = torch.full_like(scores, (1 - FORCED) / self.config.specialists)
             forced[..., self.label] = FORCED
             return forced
-        busy = torch.zeros_like(scores[..., 1:]).scatter(-1, torch.cat(turns, -1), 1.0)
-        return scores.masked_fill(nn.functional.pad(busy, (1, 0), value=1.0) == 0, -torch.inf).softmax(-1)
+        if chosen is not None:
+            idle = torch.ones_like(scores[..., 1:]).scatter(-1, chosen, 0.0)
+            scores = scores.masked_fill(nn.functional.pad(idle, (1, 0)) == 1, -torch.inf)
+        return scores.softmax(-1)
+
+    def _keys_values(self, call: Call, turn: Int[Tensor, "B T 1"]) -> tuple[Tensor, ...]:
+        """Keys and values [B, H / groups, S, d] of the specialist whose turn it is; none where they are the base's."""
+        if self.config.keys_values == KeysValues.shared:
+            return ()
+        assert call.features is not None
+        before = 0 if self.config.pool == Pool.token else self.config.gate_width
+        heads, size = call.key.shape[1], 2 * call.key.shape[1] * call.key.shape[-1]
+        own = call.features[..., before:].split(size, -1)[int(turn.flatten()[0])]
+        key, value = own.unflatten(-1, (2 * heads, -1)).transpose(1, 2).chunk(2, 1)
+        return call.key + key, call.value + value
+
+    def _changes(self, call: Call, own: nn.Module) -> Float[Tensor, "B T n"]:
+        """What a specialist adds to keys, turned by their positions, and then to values."""
+        key, value = (
+            call.hidden.float() @ own.get_parameter(f"{side}_down").T @ own.get_parameter(f"{side}_up").T
+            for side in ("key", "value")
+        )
+        turned = rotate(key.unflatten(-1, (call.key.shape[1], -1)).transpose(1, 2), call.turn)
+        return torch.cat([turned.transpose(1, 2).flatten(2), value], -1)
 
     def _through(self, inner: Float[Tensor, "B T inner"], turn: Int[Tensor, "B T 1"], up: str) -> Float[Tensor, "B T out"]:
         """The low-rank product of each token's own specialist: the inner values of the others are set to zero."""

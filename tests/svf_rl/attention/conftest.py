@@ -14,7 +14,7 @@ from svf_rl.attention import host
 from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.attention.gated import GatedConfig, GatedPatch, Output
 from svf_rl.attention.selective import Form, SelectiveConfig
-from svf_rl.attention.shiftable import Pool, ShiftableConfig
+from svf_rl.attention.shiftable import KeysValues, Pool, ShiftableConfig
 from svf_rl.attention.soft_mask import Form as MaskForm
 from svf_rl.attention.soft_mask import SoftMaskConfig
 from svf_rl.base.load import Base, BaseConfig, fingerprint, load_base
@@ -23,6 +23,7 @@ MODULES: dict[str, Any] = {
     "shiftable": ShiftableConfig(entropy=0.1),
     "shiftable-top_k": ShiftableConfig(specialists=4, rank=2, top_k=2, pool=Pool.causal_mean, balance=0.1, sparsity=0.1),
     "shiftable-prompt": ShiftableConfig(specialists=2, pool=Pool.prompt, prompt_tokens=4, sparsity=0.1),
+    "shiftable-own": ShiftableConfig(specialists=3, rank=2, top_k=2, pool=Pool.causal_mean, keys_values=KeysValues.own),
     "gated": GatedConfig(rank=1),
     "gated-hard": GatedConfig(output=Output.hard, rank=3, penalty=0.1),
     "gated-output": GatedConfig(rank=0, penalty=0.1),

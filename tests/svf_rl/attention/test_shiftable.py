@@ -1,6 +1,7 @@
 """Specialists and their gate: the formula, adding and removing, labels, priors, and the block for encoders."""
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from svf_rl.adapters import make_adapter
 from svf_rl.attention import geometry, shiftable
 from svf_rl.attention.block import ShiftableTransformerBlock
-from svf_rl.attention.shiftable import Pool, ShiftableConfig, add_specialist, labelled, prior, remove_specialist
+from svf_rl.attention.shiftable import KeysValues, Pool, ShiftableConfig, add_specialist, labelled, prior, remove_specialist
 from svf_rl.base.load import Base
 from svf_rl.errors import BaseError, UserError
 
@@ -28,11 +29,12 @@ def shut(adapter: Any, *specialists: int) -> Tensor:
     return row
 
 
+@pytest.mark.parametrize("keys_values", KeysValues)
 @torch.no_grad()
-def test_the_formula(backends: dict[str, Base], adapt: Any) -> None:
-    """Y = B + sum g (S - B) with each S written out: the base's attention with merged query and output weights."""
+def test_the_formula(keys_values: KeysValues, backends: dict[str, Base], adapt: Any) -> None:
+    """Y = B + sum g (S - B) with each S written out: the base's attention with merged weights."""
     base, ids = backends["llama-sdpa"], torch.arange(14).view(2, 7)
-    adapter = adapt(base, ShiftableConfig(specialists=2))
+    adapter = adapt(base, ShiftableConfig(specialists=2, keys_values=keys_values))
     host, patch = next(iter(adapter.hosts.values())), next(iter(adapter.patches.values()))
     host.looking = True
     seen: dict[str, Any] = {}
@@ -45,9 +47,11 @@ def test_the_formula(backends: dict[str, Base], adapt: Any) -> None:
     plain = {k: v for k, v in seen["kw"].items() if k != "past_key_values"}
     truth = b = module(**plain)[0]
     for k, one in enumerate(patch.specialists):
+        own = {"q_proj": "query", "o_proj": "out"}
+        own |= {"k_proj": "key", "v_proj": "value"} if keys_values == KeysValues.own else {}
         changed = {
-            "q_proj.weight": module.q_proj.weight + one.query_up @ one.query_down,
-            "o_proj.weight": module.o_proj.weight + one.out_up @ one.out_down,
+            f"{theirs}.weight": getattr(module, theirs).weight + getattr(one, f"{ours}_up") @ getattr(one, f"{ours}_down")
+            for theirs, ours in own.items()
         }
         truth = truth + gates[..., k + 1 : k + 2] * (torch.func.functional_call(module, changed, (), plain)[0] - b)
     host.attach()
@@ -84,9 +88,25 @@ def test_top_k_reads_with_no_more(specialists: int, top_k: int, backends: dict[s
     assert torch.equal(best.sort(-1).values, gates[0][..., 1:].topk(top_k).indices.sort(-1).values)
 
 
-def test_adding_and_removing_leave_the_others(backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
+@pytest.mark.parametrize("pool", [Pool.token, Pool.causal_mean])
+@torch.no_grad()
+def test_keys_of_their_own_that_are_the_bases(pool: Pool, backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
+    """Each token reads with its own two specialists in turn, or all tokens with each specialist: the same, where keys are."""
+    base, config = backends["qwen2-sdpa"], ShiftableConfig(specialists=5, rank=2, top_k=2, pool=pool)
+    shared = adapt(base, config)
+    found, state = logits(base, ids), shared.state()
+    shared.uninstall()
+    own = adapt(base, replace(config, keys_values=KeysValues.own))
+    extra = {name: torch.zeros_like(t) for name, t in own.state().items() if "key_" in name or "value_" in name}
+    own.load_state(state | extra)
+    torch.testing.assert_close(logits(base, ids), found, rtol=0, atol=1e-4)
+    assert len(extra) == 4 * 5 * len(own.patches)
+
+
+@pytest.mark.parametrize("keys_values", KeysValues)
+def test_adding_and_removing_leave_the_others(keys_values: KeysValues, backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
     base = backends["qwen2-sdpa"]
-    adapter = adapt(base, ShiftableConfig(specialists=2))
+    adapter = adapt(base, ShiftableConfig(specialists=2, keys_values=keys_values))
     before, state = logits(base, ids), adapter.state()
     adapter.uninstall()
     grown = add_specialist(base, adapter)

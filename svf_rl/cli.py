@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "answer a prompt with the experts that a dispatcher chooses, or with one adapter",
     "compose": "find a mixture of experts for a new task from a few of its questions",
     "experts": "list a folder of experts",
+    "remove": "leave out one specialist of a trained adapter",
     "study": "run one of the studies: superposition of attention heads",
     "pretrain": "make the embedded base again, or a base of its shape from your own text",
     "card": "measure the embedded base and write its model card",

@@ -125,6 +125,23 @@ class TableConfig:
 
 
 @dataclass(frozen=True)
+class RemoveConfig:
+    """`svf-rl remove`; configs/remove.yaml says what each key does."""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    adapter: str = ""
+    specialist: int = 0
+    out: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.adapter and self.specialist and self.out):
+            raise UserError(
+                "expected adapter=<file or run folder> specialist=<number from 1> out=<new file>, "
+                f"found adapter={self.adapter} specialist={self.specialist} out={self.out}"
+            )
+
+
+@dataclass(frozen=True)
 class HarnessConfig:
     """`svf-rl harness`; configs/harness.yaml says what each key does."""
 
@@ -159,6 +176,7 @@ SCHEMAS: dict[str, type] = {
     "generate": GenerateConfig,
     "compose": ComposeConfig,
     "experts": ExpertsConfig,
+    "remove": RemoveConfig,
 }
 
 

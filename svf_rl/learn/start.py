@@ -59,7 +59,7 @@ def _grown(path: Path, opened: AttentionAdapter, wanted: int, base: Base) -> tup
     if found > wanted:
         raise UserError(
             f"{str(path)!r} has {found} specialists, this run {wanted}, and none are removed; give adapter.specialists={found} to "
-            "train them on, or more to add some"
+            "train them on, more to add some, or a file that svf-rl remove has left without some"
         )
     for _ in range(wanted - found):
         opened = add_specialist(base, opened)
@@ -69,7 +69,8 @@ def _grown(path: Path, opened: AttentionAdapter, wanted: int, base: Base) -> tup
 def _refuse_others(path: Path, name: str, about: Mapping[str, Any], config: Any) -> None:
     if name != config.name:
         raise UserError(f"{str(path)!r} is of adapter={name}, this run has adapter={config.name}; give adapter={name}")
-    stored = json.loads(about["settings"]) if "settings" in about else {key: about[key] for key in ("targets", "rank")}
+    named = "settings" in about  # settings that an older version did not have are what they are by default
+    stored = asdict(type(config)()) | json.loads(about["settings"]) if named else {key: about[key] for key in ("targets", "rank")}
     own = json.loads(json.dumps(asdict(config)))
     other = [key for key, value in stored.items() if key not in FREE and own[key] != value]
     if other:

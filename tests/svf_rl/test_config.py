@@ -44,7 +44,11 @@ def composed_once() -> Iterator[None]:
         yield
 
 
-NEEDS = {"generate": ["prompt=x", "experts=y"], "harness": ["tasks=z"]}  # what a command cannot do without
+NEEDS = {
+    "generate": ["prompt=x", "experts=y"],
+    "harness": ["tasks=z"],
+    "remove": ["adapter=x", "specialist=1", "out=y"],
+}  # what a command cannot do without
 CHOICES = [
     (command, group, name)
     for command in SCHEMAS
@@ -90,7 +94,7 @@ def test_there_is_a_file_for_every_command_and_a_command_for_every_file() -> Non
 @pytest.mark.parametrize("command", SCHEMAS)
 def test_the_files_say_what_the_dataclasses_say(command: str) -> None:
     """Declared twice, in a dataclass for the program and in YAML for the reader, and never apart."""
-    given = dict(word.split("=") for word in NEEDS.get(command, []))
+    given = {key: yaml.safe_load(value) for key, value in (word.split("=") for word in NEEDS.get(command, []))}
     assert read_config(command, NEEDS.get(command, [])) == SCHEMAS[command](**given)
 
 

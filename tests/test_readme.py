@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
 from svf_rl.cli import COMMANDS
@@ -53,6 +54,16 @@ def test_the_imports_of_the_python_example_exist():
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module)
             assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_attention_example_runs(capsys):
+    (block,) = re.findall(r"## Attention modules.*?```python\n(.*?)```", README, re.S)
+    names = {}
+    exec(block, names)  # noqa: S102: it is ours
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"layer {i}" for i in range(names["base"].model.config.num_hidden_layers)]
+    assert [names[name].config.specialists for name in ("adapter", "three", "two")] == [2, 3, 2]
+    assert names["block"](torch.zeros(5, 1, 64)).shape == (5, 1, 64)
 
 
 def test_the_tree_names_what_exists():

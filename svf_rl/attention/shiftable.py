@@ -112,6 +112,7 @@ class ShiftablePatch(Patch):
         self.specialists = nn.ModuleList(Specialist(site, config, k) for k in range(config.specialists))
         self.prior: Tensor | None = None
         self.label: int | None = None
+        self.forced, self.weight = False, 1.0
 
     def features(self, call: Call) -> Float[Tensor, "B T n"] | None:
         remembered = [] if self.config.pool == Pool.token else [call.hidden.float() @ self.gate_in.T]
@@ -155,7 +156,7 @@ class ShiftablePatch(Patch):
     def _chosen(self, scores: Float[Tensor, "B T n"]) -> Int[Tensor, "B T m"] | None:
         """Each token's top_k specialists; None for all of them."""
         k, m = self.config.specialists, self.config.top_k
-        return None if m is None or m == k or self.label is not None else scores[..., 1:].topk(m).indices
+        return None if m is None or m == k or self.forced else scores[..., 1:].topk(m).indices
 
     def _turns(self, scores: Float[Tensor, "B T n"], chosen: Int[Tensor, "B T m"] | None) -> list[Int[Tensor, "B T 1"]]:
         """Which specialist each token reads with, turn by turn: its own; or one for all tokens, where keys differ."""
@@ -166,7 +167,8 @@ class ShiftablePatch(Patch):
 
     def _gates(self, scores: Float[Tensor, "B T n"], chosen: Int[Tensor, "B T m"] | None) -> Float[Tensor, "B T n"]:
         """softmax over the base and the chosen specialists; where the text is labelled, what it says."""
-        if self.label is not None:
+        if self.forced:
+            assert self.label is not None
             forced = torch.full_like(scores, (1 - FORCED) / self.config.specialists)
             forced[..., self.label] = FORCED
             return forced
@@ -209,7 +211,7 @@ class ShiftablePatch(Patch):
         self.figures["gate_entropy"] = call.mean(entropy(gates)).detach()
         penalty = c.sparsity * (1 - mean[0]) + c.entropy * call.mean(entropy(gates)) - c.balance * entropy(mean)
         if self.label is not None:
-            penalty = penalty - call.mean(scores.log_softmax(-1)[..., self.label])
+            penalty = penalty - self.weight * call.mean(scores.log_softmax(-1)[..., self.label])
         self.penalty = penalty if c.sparsity or c.entropy or c.balance or self.label is not None else None
 
 
@@ -241,10 +243,13 @@ def make_shiftable(base: Base, config: ShiftableConfig, progress: Progress) -> A
 
 
 @contextmanager
-def labelled(adapter: AttentionAdapter, label: int) -> Iterator[None]:
-    """Within it, the text belongs to one branch (0 is the base, k the k-th specialist): its gate is 0.95, whatever the gate
-    says, and the penalty teaches the gate to say so. For the first steps of training: equal specialists have equal gradients."""
-    with _setting(adapter, "label", label):
+def labelled(adapter: AttentionAdapter, label: int, forced: bool = True, weight: float = 1.0) -> Iterator[None]:
+    """Within it, the text belongs to one branch (0 is the base, k the k-th specialist), and the penalty teaches the gate to say so.
+
+    forced: that branch's gate is 0.95, whatever the gate says. For the first steps: equal specialists have equal gradients.
+    weight: of the cross-entropy, so that a domain that comes up less often may count as much.
+    """
+    with _setting(adapter, "label", label), _setting(adapter, "forced", forced), _setting(adapter, "weight", weight):
         yield
 
 

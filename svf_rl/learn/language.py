@@ -2,9 +2,11 @@
 
     loss = (1 - share) CE(special text) + share CE(general text) + the adapter's penalty
 
-Some rows of each step are general text, on which the adapted model should stay what it is. Shiftable attention is told for the
-first `labelled_steps` which of its branches a row belongs to (0 is the base), then its gate is on its own. Special text is one
-corpus, which is the first specialist's, or one for each specialist, in order; each has as many of the step's rows.
+Some rows of each step are general text, on which the adapted model should stay what it is. The gate of shiftable attention learns
+which of its branches a row belongs to (0 is the base), every branch counting the same however many rows it has; for the first
+`labelled_steps` it is set to that branch, so that each specialist meets its own text before any gate knows one from another.
+Special text is one corpus, which is the first specialist's, or one for each specialist, in order; each has as many of the step's
+rows.
 
 Every row is a function of (seed, step), so a resumed run is the uninterrupted one. The parameters kept are the best on the held-out
 parts of the corpora, those it began with included; the test part is not touched here.
@@ -12,7 +14,7 @@ parts of the corpora, those it began with included; the test part is not touched
 Source: computermaster0101/shiftable-attention-poc, README, "train a specialist model".
 Differs from the source:
 1. The whole base is frozen and used; there, embeddings, feed-forward blocks and head of the frozen model are fresh random ones.
-2. General text is part of every step; without it, nothing ever asks the gate to close.
+2. General text is part of every step, and the gate is told what it reads; without, nothing ever asks it to close.
 3. Losses that choose and report are of held-out text.
 """
 
@@ -53,6 +55,7 @@ class LanguageConfig:
     warmup: int = 10
     clip: float = 1.0
     labelled_steps: int = 75
+    label_weight: float = 1.0
     eval_every: int = 25
     patience: int = 3
     max_bad_steps: int = 5
@@ -63,8 +66,8 @@ class LanguageConfig:
         check_at_least(1, self, "steps rows eval_every max_bad_steps", "lm.")
         if not 0 <= self.share < 1 or self.length < 2 or min(self.warmup, self.patience, self.labelled_steps) < 0:
             raise UserError("lm needs share in [0, 1), length of at least 2, and no negative number of steps")
-        if not (0 < self.learning_rate < math.inf and 0 < self.clip < math.inf):
-            raise UserError("lm.learning_rate and lm.clip must be above 0")
+        if not (0 < self.learning_rate < math.inf and 0 < self.clip < math.inf and 0 <= self.label_weight < math.inf):
+            raise UserError("lm.learning_rate and lm.clip must be above 0, lm.label_weight at least 0")
 
 
 @dataclass(frozen=True)
@@ -143,19 +146,27 @@ def evenly(total: int, parts: int) -> list[int]:
 
 def backward(run: LanguageRun, ids: Int[Tensor, "rows time"], branch: int, step: int) -> float:
     """Add the gradient of these rows' part of the loss; returns that part."""
-    with told(run, branch) if step < run.config.labelled_steps else nullcontext():
+    share = len(ids) / run.config.rows
+    with told(run, branch, step, share):
         loss = next_token_nats(run.base, ids).mean()
         if (penalty := run.adapter.penalty()) is not None:
             loss = loss + penalty
-    loss = loss * len(ids) / run.config.rows
+    loss = loss * share
     loss.backward()
     return loss.item()
 
 
-def told(run: LanguageRun, branch: int) -> AbstractContextManager[None]:
-    """Within it, shiftable attention knows which branch the text belongs to. No other adapter has branches."""
+def told(run: LanguageRun, branch: int, step: int, share: float) -> AbstractContextManager[None]:
+    """Within it, shiftable attention knows which branch the text belongs to; each counts the same, whatever its share of the rows.
+
+    No other adapter has branches.
+    """
     adapter = run.adapter
-    return labelled(adapter, branch) if isinstance(adapter, AttentionAdapter) and adapter.name == "shiftable" else nullcontext()
+    if not (isinstance(adapter, AttentionAdapter) and adapter.name == "shiftable"):
+        return nullcontext()
+    branches = len(run.texts.special) + bool(general_rows(run.config))
+    weight = run.config.label_weight / (branches * share)
+    return labelled(adapter, branch, step < run.config.labelled_steps, weight)
 
 
 def closed(adapter: Adapter) -> AbstractContextManager[None]:

@@ -98,6 +98,19 @@ class AttentionAdapter:
         return (logits, *found)
 
 
+@contextmanager
+def setting(adapter: AttentionAdapter, name: str, value: object) -> Iterator[None]:
+    """Within it, an attribute of every patch has this value."""
+    before = {path: getattr(patch, name) for path, patch in adapter.patches.items()}
+    try:
+        for patch in adapter.patches.values():
+            setattr(patch, name, value)
+        yield
+    finally:
+        for path, patch in adapter.patches.items():
+            setattr(patch, name, before[path])
+
+
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, child = path.rpartition(".")
     setattr(model.get_submodule(parent), child, module)

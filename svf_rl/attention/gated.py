@@ -7,10 +7,11 @@ the token, of r values each; all maps start at zero, so o = G = 1 and the untrai
 the pair term is computed as A v + ((G - 1) A) v; without, as (G A) v once any map is not zero. c is remembered beside the keys.
 
 output=hard: o = clamp(1.2 sigmoid((x_i w_h + b_h + noise_h) / s) - 0.1, 0, 1). Without a gradient there is no noise and s = 1: the
-untrained model is the base bit for bit. With one, s = 2/3 and the noise is the logit of a uniform number, one for each head, layer
-and optimiser step, the same for all tokens: padding and the cut into micro-batches change nothing. The untrained model is then not
-the base: a head is at exactly 1 in 80 % of the steps, at 0 in 1 %, else between. The number of steps done is kept with the
-parameters and the noise is a function of it, so a training that goes on draws what it would have drawn.
+untrained model is the base bit for bit. With one, and in the answers that REINFORCE learns from (`exploring`), s = 2/3 and the
+noise is the logit of a uniform number, one for each head, layer and optimiser step, the same for all tokens: padding and the cut
+into micro-batches change nothing, and answers are scored by the policy that wrote them. The untrained model is then not the base:
+a head is at exactly 1 in 80 % of the steps, at 0 in 1 %, else between. The number of steps done is kept with the parameters and
+the noise is a function of it, so a training that goes on draws what it would have drawn.
 
 The penalty is that of the contribution of each head to each token, through pairs j:
 
@@ -26,6 +27,7 @@ Differs from the source (gated-attn):
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,7 +35,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from svf_rl.attention.adapter import AttentionAdapter
+from svf_rl.adapter import Adapter
+from svf_rl.attention.adapter import AttentionAdapter, setting
 from svf_rl.attention.host import Call, Patch, Site
 from svf_rl.base.load import Base
 from svf_rl.errors import BaseError
@@ -74,6 +77,7 @@ class GatedPatch(Patch):
         self.config, self.heads = config, site.heads
         self._out = site.out.unflatten(1, (site.heads, -1)).float()
         self.layer = site.layer
+        self.exploring = False
         if config.output == Output.hard:
             self.steps = nn.Parameter(torch.zeros(()), requires_grad=False)
         if config.output != Output.none:
@@ -125,10 +129,11 @@ class GatedPatch(Patch):
         return leaky_clamp((query / self.config.rank) @ key.transpose(2, 3))
 
     def output_gates(self, hidden: Float[Tensor, "B T width"]) -> Float[Tensor, "B T H"]:
-        """o, in [0, 2]; in [0, 1] where it is hard, and then drawn where there is a gradient."""
+        """o, in [0, 2]; in [0, 1] where it is hard, and then drawn where there is a gradient, or while exploring."""
         logits = hidden.float() @ self.output.T + self.output_bias
         if self.config.output == Output.hard:
-            return hard_concrete(logits, self.uniform() if torch.is_grad_enabled() else None)
+            drawn = self.exploring or torch.is_grad_enabled()
+            return hard_concrete(logits, self.uniform() if drawn else None)
         return 2 * logits.sigmoid()
 
     def uniform(self) -> Float[Tensor, " H"]:
@@ -186,3 +191,9 @@ def open_probability(logits: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 def make_gated(base: Base, config: GatedConfig, progress: Progress) -> AttentionAdapter:
     """Gated attention at every layer, not yet installed. BaseError where this base cannot have it."""
     return AttentionAdapter(base.model, config, lambda site: GatedPatch(site, config))
+
+
+def exploring(adapter: Adapter) -> AbstractContextManager[None]:
+    """Within it, hard gates are drawn as they are where there is a gradient; anything else is what it is."""
+    gated = isinstance(adapter, AttentionAdapter) and adapter.name == "gated"
+    return setting(adapter, "exploring", True) if gated else nullcontext()  # type: ignore[arg-type]

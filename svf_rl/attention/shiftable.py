@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from svf_rl.attention.adapter import AttentionAdapter
+from svf_rl.attention.adapter import AttentionAdapter, setting
 from svf_rl.attention.host import Call, Patch, Site, rotate
 from svf_rl.base.load import Base
 from svf_rl.errors import BaseError, UserError, check_at_least
@@ -249,27 +249,15 @@ def labelled(adapter: AttentionAdapter, label: int, forced: bool = True, weight:
     forced: that branch's gate is 0.95, whatever the gate says. For the first steps: equal specialists have equal gradients.
     weight: of the cross-entropy, so that a domain that comes up less often may count as much.
     """
-    with _setting(adapter, "label", label), _setting(adapter, "forced", forced), _setting(adapter, "weight", weight):
+    with setting(adapter, "label", label), setting(adapter, "forced", forced), setting(adapter, "weight", weight):
         yield
 
 
 @contextmanager
 def prior(adapter: AttentionAdapter, log_prior: Float[Tensor, "rows n"]) -> Iterator[None]:
     """Within it, every gate's scores have this term, of one row or of every row of the batch (see geometry.py)."""
-    with _setting(adapter, "prior", log_prior):
+    with setting(adapter, "prior", log_prior):
         yield
-
-
-@contextmanager
-def _setting(adapter: AttentionAdapter, name: str, value: object) -> Iterator[None]:
-    before = {path: getattr(patch, name) for path, patch in adapter.patches.items()}
-    try:
-        for patch in adapter.patches.values():
-            setattr(patch, name, value)
-        yield
-    finally:
-        for path, patch in adapter.patches.items():
-            setattr(patch, name, before[path])
 
 
 def add_specialist(base: Base, adapter: AttentionAdapter) -> AttentionAdapter:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from svf_rl.adapter import Adapter
+from svf_rl.attention.gated import exploring
 from svf_rl.base.load import Base
 from svf_rl.errors import FaultyRun, UserError, check_at_least
 from svf_rl.learn import reinforce
@@ -140,7 +141,8 @@ def sample_groups(run: Run, step: int) -> list[Group]:
     if a.answers is Answers.gold:
         episodes = gold_answers(run.base, run.env, Split.train, indices)
     else:
-        episodes = play(run.base, run.env, Split.train, indices, Sampling(run.max_tokens, a.temperature, a.rows), seeds)
+        with exploring(run.adapter):
+            episodes = play(run.base, run.env, Split.train, indices, Sampling(run.max_tokens, a.temperature, a.rows), seeds)
     count_faults(run, episodes)
     groups = [episodes[i : i + a.group] for i in range(0, len(episodes), a.group)]
     return [[e for e in group if e is not None] for group in groups if None not in group]

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from svf_rl.adapters import make_adapter
+from svf_rl.attention.gated import GatedConfig, Output
 from svf_rl.errors import Diverged, FaultyRun, UserError
 from svf_rl.learn import trainer
 from svf_rl.learn.checkpoint import load_checkpoint
@@ -123,6 +125,25 @@ def test_a_step_is_the_gradient_of_the_formula(kind: KLKind, budget: int, make_r
     assert figures["groups_with_signal"] == pytest.approx(2 / 3)
     assert figures["mismatch"] < 1e-4
     assert figures["kl"] > 0
+
+
+def test_hard_gates_write_what_they_are_scored_by(make_run: MakeRun) -> None:
+    """The draws of a step are those of its gradient: nothing is scored by another policy, though half of the heads are shut."""
+    run = make_run(prompts=3)
+    run.adapter.uninstall()
+    run.adapter = make_adapter(run.base, GatedConfig(output=Output.hard))
+    for name, parameter in run.adapter.parameters().items():
+        if name.endswith("output_bias"):
+            parameter.data.fill_(0.3)
+    run.optimizer = torch.optim.SGD(list(run.adapter.parameters().values()), lr=0.1)
+    run.adapter.install()
+    try:
+        for step in range(3):
+            figures = update(run, with_rewards(sample_groups(run, step), iter(REWARDS)), step)
+            assert figures["mismatch"] < 1e-4
+            assert figures["gradient_norm"] > 0
+    finally:
+        run.adapter.uninstall()
 
 
 def test_the_gradient_is_clipped(make_run: MakeRun) -> None:

@@ -15,7 +15,7 @@ from svf_rl.adapters import make_adapter
 from svf_rl.attention import selective
 from svf_rl.attention.gated import GatedConfig, Output
 from svf_rl.attention.selective import SelectiveConfig
-from svf_rl.attention.shiftable import ShiftableConfig
+from svf_rl.attention.shiftable import KeysValues, ShiftableConfig
 from svf_rl.attention.soft_mask import Form, SoftMaskConfig
 from svf_rl.base.load import Base, BaseConfig, load_base
 
@@ -24,6 +24,7 @@ AWAY = 0.02  # how far
 WIDE = QWEN_HALF | {"num_hidden_layers": 4, "vocab_size": 2048}
 MODULES: dict[str, tuple[Any, str]] = {  # with the target of its time beside the base's
     "shiftable, one specialist": (ShiftableConfig(), "≤ 1.35"),
+    "shiftable, one with its own keys": (ShiftableConfig(keys_values=KeysValues.own), ""),
     "shiftable, 50 specialists, top 1": (ShiftableConfig(specialists=50, rank=2, top_k=1), ""),
     "gated, heads": (GatedConfig(), "≤ 1.15"),
     "gated, pairs": (GatedConfig(output=Output.none, rank=1), "≤ 1.15"),

@@ -59,7 +59,7 @@ def test_the_imports_of_the_python_example_exist():
 def test_the_attention_example_runs(capsys):
     (block,) = re.findall(r"## Attention modules.*?```python\n(.*?)```", README, re.S)
     names = {}
-    exec(block, names)  # noqa: S102: it is ours
+    exec(block, names)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [f"layer {i}" for i in range(names["base"].model.config.num_hidden_layers)]
     assert [names[name].config.specialists for name in ("adapter", "three", "two")] == [2, 3, 2]

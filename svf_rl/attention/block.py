@@ -3,7 +3,9 @@
     Y = B + sum over k of  g_k (S_k - B)
 
 as in shiftable.py, around torch's own attention module: S_k is that module with low-rank changes of its query rows and of its
-output projection. The layer inside is frozen and never changed; untrained, the block computes what it does.
+output projection. The layer inside is frozen and never changed; untrained, the block computes what it does. In training the
+dropout inside the attention is off, for branches that drop differently differ before they have learnt anything; the layer's
+other dropouts are what they were.
 
 Source: computermaster0101/shiftable-attention-poc, README, "Using SMA Blocks Directly".
 Differs from the source: the signature, the order of norms and the masks are those of nn.TransformerEncoderLayer; there the block
@@ -59,6 +61,7 @@ class ShiftableTransformerBlock(nn.Module):
         self.gate_in = nn.Parameter(torch.randn(d_model, d_model, **small) / math.sqrt(d_model))
         self.gate = nn.Parameter(torch.zeros(specialists, d_model, **small))
         self.gate_bias = nn.Parameter(torch.zeros(specialists, **small))
+        self.train()
 
     @classmethod
     def from_layer(
@@ -71,7 +74,13 @@ class ShiftableTransformerBlock(nn.Module):
             dtype=weight.dtype, specialists=specialists, rank=rank, pool=pool,
         )  # fmt: skip
         block.layer = copy.deepcopy(layer).requires_grad_(False)
-        return block
+        return block.train(layer.training)
+
+    def train(self, mode: bool = True) -> "ShiftableTransformerBlock":
+        """As any module's, but for the frozen attention, which stays as in evaluation."""
+        super().train(mode)
+        self.layer.self_attn.eval()
+        return self
 
     @property
     def self_attn(self) -> nn.MultiheadAttention:
@@ -105,13 +114,13 @@ class ShiftableTransformerBlock(nn.Module):
             x = layer.norm2(x + layer._ff_block(x))
         return (x, gates) if return_gates else x
 
-    def gates(self, x: Float[Tensor, "a b width"], padding: Tensor | None) -> Float[Tensor, "a b n"]:
+    def gates(self, x: Float[Tensor, "... width"], padding: Tensor | None) -> Float[Tensor, "... n"]:
         """softmax over the base and the specialists, for each token."""
         inner = x @ self.gate_in.T
-        time = 1 if self.layer.self_attn.batch_first else 0
+        time = x.dim() - 2 if self.layer.self_attn.batch_first else 0
         if self.pool != Pool.token:
             real = torch.ones_like(inner[..., :1]) if padding is None else (~_is_padding(padding)).to(inner)[..., None]
-            real = real if padding is None or time == 1 else real.transpose(0, 1)
+            real = real.transpose(0, 1) if padding is not None and x.dim() == 3 and time == 0 else real
             whole = self.pool == Pool.sequence
             total, count = ((y.sum(time, keepdim=True) if whole else y.cumsum(time)) for y in (inner * real, real))
             inner = (total / count.clamp(min=1)).expand_as(inner)

@@ -158,17 +158,22 @@ class Call:
 
     @cached_property
     def visible(self) -> Bool[Tensor, "rows T S"]:
-        """True where a query sees a key; one row where all are alike."""
+        """True where a query sees a key; one row where all are alike.
+
+        Without a mask a single query sees all keys, and several are the first ones of the cache: what it has room for after them
+        is empty (transformers' masking_utils leaves the mask out in these two cases only).
+        """
         if self.mask is None:
             t, s = self.query.shape[2], self.key.shape[2]
-            return torch.ones(1, t, s, dtype=torch.bool, device=self.query.device).tril(s - t)
+            return torch.ones(1, t, s, dtype=torch.bool, device=self.query.device).tril(0 if t > 1 else s)
         return self.mask[:, 0] if self.mask.dtype == torch.bool else self.mask[:, 0] > torch.finfo(self.mask.dtype).min / 2
 
     @cached_property
     def slot(self) -> Int[Tensor, "rows T"]:
         """The index of each query's own key: the last one it sees. 0 for padding that sees none."""
         if self.mask is None:
-            return torch.arange(self.key.shape[2], device=self.key.device)[None, -self.query.shape[2] :]
+            t, s = self.query.shape[2], self.key.shape[2]
+            return torch.arange(t, device=self.key.device)[None] + (0 if t > 1 else s - 1)
         return self.visible.cumsum(-1).argmax(-1)
 
     @cached_property
@@ -262,7 +267,15 @@ class Host(nn.Module):
         self.looking = False
         config: Any = base.config
         self._config = config
-        self._plain = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, _eager(base))
+
+    @property
+    def _plain(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        """The base's attention function. BaseError for a backend that was chosen since and cannot run a patch."""
+        check_backend(self._config)
+        found: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self._config._attn_implementation, _eager(self.base)
+        )
+        return found
 
     def attach(self) -> None:
         """From now on the module hands its calls over. Its configuration is the model's; it gets a copy of its own."""
@@ -299,12 +312,17 @@ def _hand_over(
 ALL_ATTENTION_FUNCTIONS.register(HANDED_OVER, _hand_over)
 
 
-def find_attention(model: nn.Module) -> dict[str, Site]:
-    """The attention modules of a decoder by path, in order. BaseError for a backend or an architecture that cannot be adapted."""
-    config: Any = model.config
+def check_backend(config: Any) -> None:
+    """BaseError, by name, for an attention backend that cannot run a patch."""
     backend = config._attn_implementation
     if backend not in BACKENDS:
         raise BaseError(f"attention adapters need the attention backend {' or '.join(BACKENDS)}, this base runs on {backend!r}")
+
+
+def find_attention(model: nn.Module) -> dict[str, Site]:
+    """The attention modules of a decoder by path, in order. BaseError for a backend or an architecture that cannot be adapted."""
+    config: Any = model.config
+    check_backend(config)
     if any(isinstance(module, Host) for module in model.modules()):
         raise BaseError("the attention of this base is already adapted; uninstall that adapter first")
     names = [n for n, m in model.named_modules() if hasattr(m, "layer_idx") and _projection(m) is not None]

@@ -216,11 +216,11 @@ class ShiftablePatch(Patch):
 
 
 def gate_scores(
-    pooled: Float[Tensor, "B T width"],
+    pooled: Float[Tensor, "... width"],
     rows: Float[Tensor, "K width"],
     bias: Float[Tensor, " K"],
     prior: Float[Tensor, "rows n"] | None,
-) -> Float[Tensor, "B T n"]:
+) -> Float[Tensor, "... n"]:
     """relu(pooled) rows + bias, with 0 for the base in front, plus the logarithm of a prior."""
     scores = nn.functional.pad(pooled.relu() @ rows.T + bias, (1, 0))
     return scores if prior is None else scores + prior[:, None]
@@ -281,7 +281,8 @@ def freeze_first(adapter: AttentionAdapter, older: int) -> None:
 
 def remove_specialist(base: Base, adapter: AttentionAdapter, index: int) -> AttentionAdapter:
     """A new adapter without the specialist of this index, from 0; the gates of the others grow in proportion."""
-    config = replace(adapter.config, specialists=adapter.config.specialists - 1, top_k=None)
+    left, top_k = adapter.config.specialists - 1, adapter.config.top_k
+    config = replace(adapter.config, specialists=left, top_k=top_k and min(top_k, left))
     fewer, old = AttentionAdapter(base.model, config, lambda site: ShiftablePatch(site, config)), adapter.state()
     fewer.load_state({name: old[_renumbered(name, index)] for name in fewer.state()})
     return fewer

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, StaticCache
 
 from svf_rl.adapter import Adapter
 from svf_rl.adapters import make_adapter, open_adapter, save_adapter
@@ -68,6 +68,13 @@ def test_chunks_through_a_cache_are_the_whole(base: Base, config: Any, adapt: An
     pieces = [logits(base, ids[:, :4], past_key_values=cache)]
     pieces += [logits(base, part, past_key_values=cache) for part in ids[:, 4:].split(chunk, 1)]
     close(torch.cat(pieces, 1), whole)
+
+
+def test_a_static_cache_is_the_whole(base: Base, config: Any, adapt: Any, ids: Tensor) -> None:
+    """With room for more than is written, so that a first chunk has no mask and keys after its own."""
+    adapt(base, config)
+    whole, cache = logits(base, ids), StaticCache(config=base.model.config, max_cache_len=17)
+    close(torch.cat([logits(base, part, past_key_values=cache) for part in ids.split([4, 3, 1, 1, 2], 1)], 1), whole)
 
 
 @pytest.mark.parametrize("left", [True, False])
@@ -236,6 +243,23 @@ def test_penalties_ignore_padding_and_the_future(base: Base, config: Any, adapt:
         if alone is not None and found is not None:
             close(found.detach(), alone.detach())
         assert adapter.figures() == pytest.approx(figures, rel=1e-4, abs=1e-5)
+
+
+def test_figures_of_pairs_are_means_over_the_past(base: Base, config: Any, adapt: Any, ids: Tensor, no_noise: None) -> None:
+    """Of what `look` shows, summed pair by pair over the keys that a query sees; a penalty on it is that mean times its weight."""
+    if "masks" not in shown(base, config) or config.name == "selective":
+        pytest.skip("this form measures no pairs")
+    adapter = adapt(base, config)
+    _, layers = adapter.look(ids, return_masks=True)
+    past = [(i, j) for i in range(11) for j in range(i + 1)]
+    means = [float(sum(layer[:, :, i, j].detach().mean() for i, j in past)) / len(past) for layer in layers]
+    base.model(input_ids=ids)
+    truth = sum(means) / len(means)
+    assert adapter.figures()["mask_mean"] == pytest.approx(truth, rel=1e-4)
+    if getattr(config, "openness", 0.0):
+        penalty = adapter.penalty()
+        assert penalty is not None
+        assert float(penalty.detach()) == pytest.approx(config.openness * truth, rel=1e-4)
 
 
 def test_no_penalty_without_a_gradient(base: Base, config: Any, adapt: Any, ids: Tensor) -> None:

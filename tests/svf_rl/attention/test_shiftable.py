@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from svf_rl.adapters import make_adapter
 from svf_rl.attention import geometry, shiftable
 from svf_rl.attention.block import ShiftableTransformerBlock
+from svf_rl.attention.host import Call
 from svf_rl.attention.shiftable import KeysValues, Pool, ShiftableConfig, add_specialist, labelled, prior, remove_specialist
 from svf_rl.base.load import Base
 from svf_rl.errors import BaseError, UserError
@@ -88,6 +89,25 @@ def test_top_k_reads_with_no_more(specialists: int, top_k: int, backends: dict[s
     assert torch.equal(best.sort(-1).values, gates[0][..., 1:].topk(top_k).indices.sort(-1).values)
 
 
+@pytest.mark.parametrize(("specialists", "top_k", "calls"), [(5, 2, 3), (50, 1, 2), (5, None, 6)])
+def test_a_token_costs_as_many_readings_as_it_has_specialists(
+    specialists: int,
+    top_k: int | None,
+    calls: int,
+    backends: dict[str, Base],
+    adapt: Any,
+    ids: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Calls of the base's attention in each layer: its own, and one for each turn."""
+    base, made = backends["llama-sdpa"], []
+    adapter = adapt(base, ShiftableConfig(specialists=specialists, rank=2, top_k=top_k))
+    attention = Call.attention
+    monkeypatch.setattr(Call, "attention", lambda call, *args: made.append(1) or attention(call, *args))
+    logits(base, ids)
+    assert len(made) == calls * len(adapter.patches)
+
+
 @pytest.mark.parametrize("pool", [Pool.token, Pool.causal_mean])
 @torch.no_grad()
 def test_keys_of_their_own_that_are_the_bases(pool: Pool, backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
@@ -129,6 +149,22 @@ def test_adding_and_removing_leave_the_others(keys_values: KeysValues, backends:
         else:
             assert torch.equal(logits(base, ids), before)
             fewer.uninstall()
+
+
+@pytest.mark.parametrize(("top_k", "left"), [(2, 2), (3, 3), (4, 3)])
+def test_without_one_tokens_read_with_as_many_as_before(top_k: int, left: int, tiny_base: Base, adapt: Any, ids: Tensor) -> None:
+    """Or with all that are left: what the whole reads with while the fourth is shut off."""
+    adapter = adapt(tiny_base, ShiftableConfig(specialists=4, rank=2, top_k=top_k))
+    with prior(adapter, shut(adapter, 3)):
+        truth = logits(tiny_base, ids)
+    adapter.uninstall()
+    fewer = remove_specialist(tiny_base, adapter, 3)
+    assert fewer.config.top_k == left
+    fewer.install()
+    try:
+        torch.testing.assert_close(logits(tiny_base, ids), truth, rtol=0, atol=1e-4)
+    finally:
+        fewer.uninstall()
 
 
 def test_a_label_forces_the_gate_and_teaches_it(backends: dict[str, Base], adapt: Any, ids: Tensor) -> None:
@@ -205,6 +241,34 @@ def test_the_block_stands_in_for_a_layer(norm_first: bool, batch_first: bool, po
         else:
             with pytest.raises(ValueError, match="what follows"):
                 block(x, src_mask=causal)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_specialists_and_base_drop_the_same(norm_first: bool) -> None:
+    """While it trains with dropout the untrained block is the layer without dropout inside its frozen attention, under any gate."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, 0.5, norm_first=norm_first)
+    block = ShiftableTransformerBlock.from_layer(layer, 2).train()
+    layer.self_attn.dropout = 0.0
+    x, found = torch.randn(5, 3, 16), []
+    for one in (layer, block):
+        torch.manual_seed(1)
+        found.append(one(x))
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("pool", [Pool.token, Pool.causal_mean, Pool.sequence])
+def test_a_sequence_without_a_batch_is_a_batch_of_one(batch_first: bool, pool: Pool) -> None:
+    torch.manual_seed(0)
+    block = ShiftableTransformerBlock(16, 4, 32, 0.0, batch_first=batch_first, specialists=2, pool=pool)
+    for parameter in (block.query_up, block.out_up, block.gate):
+        nn.init.normal_(parameter)
+    x, padding = torch.randn(5, 16), torch.tensor([False, False, False, True, True])
+    batch = 0 if batch_first else 1
+    for mask in (None, padding):
+        together = block(x.unsqueeze(batch), src_key_padding_mask=None if mask is None else mask[None]).squeeze(batch)
+        torch.testing.assert_close(block(x, src_key_padding_mask=mask), together)
 
 
 @pytest.mark.parametrize("method", ["__init__", "forward"])

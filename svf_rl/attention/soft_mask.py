@@ -3,26 +3,29 @@
     a'_ij = a_ij M_ij / sum over l of a_il M_il  =  softmax over j of (s_ij + log M_ij)
 
 so a mask is a term of the scores, and that is how it is computed: any attention kernel that takes a bias runs it, no row can lose
-all its mass to a small constant in the denominator, and what is the same for all j cancels. Only the bilinear form, where no
-gradient is needed, takes the left side: no logarithm for every pair, and an M of at least CLOSED. The forms of log M, per head h:
+all its mass to a small constant in the denominator, and what is the same for all j cancels. Only the bilinear and the original
+form, where no gradient is needed, take the left side: no logarithm for every pair, and an M of at least CLOSED. The forms of
+log M, per head h:
 
 bilinear   log sigmoid(t u_i . w_j / sqrt(r) + c) - log sigmoid(c) off the diagonal, 0 on it. u and w are linear in the tokens.
 original   log sigmoid(t (P h_i)_p) + log 2, one for all heads: p is the position of j, whatever stands there. To compare with.
+           h is the layer's input or, with predictor=attention, that plus what a causal attention of the mask's own says of it.
 forget     -gamma times the sum of softplus(f . x_l + b) over the tokens l after j up to i: what lies far back fades.
 selective  -gamma times the sum over the tokens l between j and i of relu(s_lj) in the first head, but for j = l and the first
            token: what one token has used, later ones see less of. No parameters but gamma.
 
 u, P and gamma are zero at first, which leaves every row as it was: the untrained model is the base to rounding (eager) or to the
-difference of two kernels (sdpa); while u is zero and no gradient is needed, the base's own attention runs. w, f and, for selective,
-the first head's query are remembered beside the keys. The temperature t rises from 1 to `temperature` over the first
-`anneal_steps` optimiser steps. Penalty: openness times the mean of M.
+difference of two kernels (sdpa); while u, or P, is zero and no gradient is needed, the base's own attention runs. Remembered beside
+the keys are w, f, the keys and values of a predictor's attention and, for selective, the first head's query. The temperature t
+rises from 1 to `temperature` over the first `anneal_steps` optimiser steps. Penalty: openness times the mean of M.
 
 Source: gangasingh7058/Learned-Attention at ee83994 (original); Lin et al. 2025 (arXiv 2503.02130) for forget; Leviathan et al.
 2024 (arXiv 2410.02703) for selective.
 Differs from the source (Learned-Attention):
 1. Content on both sides, so that a mask says which tokens and not which slots, for any length, per head.
 2. The temperature starts at 1; there it is 20, which leaves two thirds of the gates without a gradient at the start.
-3. The original form reads the layer's input; there it has an attention of its own, which the frozen layers below make idle.
+3. The original form reads the layer's input, and has an attention of its own only where it is asked for: the frozen layers below
+   have one already. From scratch it is as published (svf_rl/studies/soft_mask.py).
 """
 
 import math
@@ -37,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svf_rl.attention.adapter import AttentionAdapter
-from svf_rl.attention.host import Call, Patch, Site
+from svf_rl.attention.host import Call, Patch, Site, rotate
 from svf_rl.base.load import Base
 from svf_rl.errors import UserError
 from svf_rl.progress import Progress
@@ -55,6 +58,13 @@ class Form(StrEnum):
     selective = "selective"
 
 
+class Predictor(StrEnum):
+    """What the original form is a linear map of: the layer's input, or that and what an attention of its own says of it."""
+
+    linear = "linear"
+    attention = "attention"
+
+
 @dataclass(frozen=True)
 class SoftMaskConfig:
     """configs/adapter/soft_mask.yaml says what each one does."""
@@ -65,8 +75,11 @@ class SoftMaskConfig:
     temperature: float = 5.0
     anneal_steps: int = 50
     openness: float = 0.0
+    predictor: Predictor = Predictor.linear
 
     def __post_init__(self) -> None:
+        if self.predictor is Predictor.attention and self.form is not Form.original:
+            raise UserError(f"only form=original has a predictor with an attention of its own; found form={self.form}")
         if self.rank < 1 or self.anneal_steps < 1 or not 1 <= self.temperature < math.inf or self.openness < 0:
             raise UserError(
                 f"soft masks need rank, anneal_steps and temperature of at least 1, openness of at least 0; found {self}"
@@ -105,11 +118,42 @@ class SoftMaskPatch(Patch):
 
 
 class Annealed(SoftMaskPatch):
-    """A mask of logits t z. The temperature is a parameter without a gradient, so that it is kept with the others."""
+    """A mask of logits t z. The temperature is a parameter without a gradient, so that it is kept with the others. Abstract."""
 
     def __init__(self, config: SoftMaskConfig) -> None:
         super().__init__(config)
         self.temperature = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    @abstractmethod
+    def logits(self, call: Call) -> Float[Tensor, "B heads T S"]:
+        """t z."""
+
+    @abstractmethod
+    def neutral(self) -> Float[Tensor, "heads 1 1"]:
+        """sigmoid of t z of an untrained mask."""
+
+    @abstractmethod
+    def untrained(self) -> bool:
+        """Whether M is 1 everywhere."""
+
+    def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
+        if torch.is_grad_enabled() or not self.untrained():
+            return super().attend(call)
+        if call.looking:
+            call.masks = self.log_mask(call).exp()
+        return call.attention()
+
+    def _masked(self, call: Call) -> Float[Tensor, "B T H d"]:
+        if torch.is_grad_enabled():
+            return super()._masked(call)
+        mask = self.logits(call).sigmoid_().clamp_(min=CLOSED)  # M times neutral: what is the same for all j cancels
+        if call.looking:
+            call.masks = mask / self.neutral()
+        weights = call.weights().mul_(mask)
+        return call.weighted(weights).div_(weights.sum(-1).transpose(1, 2)[..., None])
+
+    def log_mask(self, call: Call) -> Float[Tensor, "B heads T S"]:
+        return F.logsigmoid(self.logits(call)) - self.neutral().log()
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -130,24 +174,11 @@ class Bilinear(Annealed):
         call.own, remembered = (call.hidden.float() @ torch.cat([self.query_map, self.key_map]).T).chunk(2, -1)
         return remembered
 
-    def attend(self, call: Call) -> Float[Tensor, "B T H d"]:
-        if torch.is_grad_enabled() or bool(self.query_map.any()):
-            return super().attend(call)
-        if call.looking:
-            call.masks = self.log_mask(call).exp()
-        return call.attention()
+    def untrained(self) -> bool:
+        return not bool(self.query_map.any())
 
-    def _masked(self, call: Call) -> Float[Tensor, "B T H d"]:
-        if torch.is_grad_enabled():
-            return super()._masked(call)
-        mask = self.logits(call).sigmoid_().clamp_(min=CLOSED)  # M sigmoid(c): what is the same for all j cancels
-        if call.looking:
-            call.masks = mask / self.offset.sigmoid()[:, None, None]
-        weights = call.weights().mul_(mask)
-        return call.weighted(weights).div_(weights.sum(-1).transpose(1, 2)[..., None])
-
-    def log_mask(self, call: Call) -> Float[Tensor, "B heads T S"]:
-        return F.logsigmoid(self.logits(call)) - F.logsigmoid(self.offset)[:, None, None]
+    def neutral(self) -> Float[Tensor, "heads 1 1"]:
+        return self.offset.sigmoid()[:, None, None]
 
     def logits(self, call: Call) -> Float[Tensor, "B heads T S"]:
         """t u_i . w_j / sqrt(r) + c; on the diagonal c."""
@@ -165,14 +196,48 @@ class Original(Annealed):
 
     def __init__(self, site: Site, config: SoftMaskConfig, context: int) -> None:
         super().__init__(config)
+        self.heads, inner = site.heads, site.heads * site.head_dim
         self.positions = nn.Parameter(torch.zeros(context, site.width))
+        if config.predictor is Predictor.attention:
+            query, key, value, out = site.seeded(4, inner, site.width) / math.sqrt(site.width)
+            self.query, self.key, self.value, self.out = map(nn.Parameter, (query, key, value, out.T.contiguous()))
 
-    def log_mask(self, call: Call) -> Float[Tensor, "B 1 T S"]:
-        position = (call.visible.int().cumsum(-1) - 1).clamp(min=0)  # of each key, among those that the query sees
-        if call.key.shape[2] > len(self.positions) and int(position.max()) >= len(self.positions):
-            raise ValueError(f"form=original knows {len(self.positions)} positions, found {int(position.max()) + 1}")
-        z = self.temperature * (call.hidden.float() @ self.positions.T)
-        return (F.logsigmoid(z) + math.log(2)).gather(-1, position.expand(len(z), -1, -1))[:, None]
+    def untrained(self) -> bool:
+        return not bool(self.positions.any())
+
+    def neutral(self) -> Float[Tensor, "1 1 1"]:
+        return self.positions.new_full((1, 1, 1), 0.5)
+
+    def features(self, call: Call) -> Float[Tensor, "B T n"] | None:
+        if self.config.predictor is Predictor.linear:
+            return None
+        key = rotate(self._split(call.hidden.float() @ self.key.T), call.turn)
+        return torch.cat([key.transpose(1, 2).flatten(2), call.hidden.float() @ self.value.T], -1)
+
+    def predicted(self, call: Call) -> Float[Tensor, "B T width"]:
+        """h: the layer's input, and what the attention of the mask's own says of it."""
+        if call.features is None:
+            return call.hidden.float()
+        query = rotate(self._split(call.hidden.float() @ self.query.T), call.turn)
+        key, value = map(self._split, call.features.float().chunk(2, -1))
+        said: Tensor = F.scaled_dot_product_attention(query, key, value, call.visible[:, None])
+        return call.hidden.float() + said.transpose(1, 2).flatten(2).nan_to_num() @ self.out.T
+
+    def _split(self, x: Float[Tensor, "B T inner"]) -> Float[Tensor, "B heads T d"]:
+        split: Tensor = x.unflatten(-1, (self.heads, -1))
+        return split.transpose(1, 2)
+
+    def logits(self, call: Call) -> Float[Tensor, "B 1 T S"]:
+        """t (P h_i)_p; p is the place of a key among those that the query sees, which mostly is its slot."""
+        h, known, keys = self.predicted(call), len(self.positions), call.key.shape[2]
+        if keys <= known and bool((call.visible.sum(-1) == call.slot + 1).all()):
+            z = h @ self.positions[:keys].T
+        else:
+            position = (call.visible.int().cumsum(-1) - 1).clamp(min=0)
+            if int(position.max()) >= known:
+                raise ValueError(f"form=original knows {known} positions, found {int(position.max()) + 1}")
+            z = (h @ self.positions.T).gather(-1, position.expand(len(h), -1, -1))
+        return (self.temperature * z)[:, None]
 
 
 class Fading(SoftMaskPatch):

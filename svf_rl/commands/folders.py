@@ -60,14 +60,18 @@ def check_folder(folder: Path, config: TrainConfig) -> None:
 
 
 def _refuse_other_settings(stored: Path, config: TrainConfig) -> None:
-    """A resumed run keeps its settings: another trajectory would be neither the old run nor a new one."""
+    """A resumed run keeps its settings: another trajectory would be neither the old run nor a new one.
+
+    Settings that are newer than the run have their defaults.
+    """
     try:
         before = flat_settings(stored.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read {str(stored)!r}, so the run cannot be resumed: {error}; start again in another run_dir"
         ) from error
-    now = flat_settings(to_yaml(config))
+    now, usual = (flat_settings(to_yaml(one)) for one in (config, type(config)(adapter=type(config.adapter)())))
+    before = usual | before
     changed = [key for key in now if key not in ("resume", "run_dir") and (key not in before or now[key] != before[key])]
     if changed:
         differences = ", ".join(f"{key} ({before.get(key)}, now {now[key]})" for key in changed)

@@ -15,7 +15,7 @@ from svf_rl.adapters import adapter_file, open_adapter, save_adapter
 from svf_rl.attention.adapter import AttentionAdapter
 from svf_rl.attention.shiftable import remove_specialist
 from svf_rl.base.load import load_base
-from svf_rl.commands.folders import revision
+from svf_rl.commands.folders import out_folder, revision
 from svf_rl.config import RemoveConfig
 from svf_rl.errors import UserError
 from svf_rl.learn.prior import open_prior, prior_file, save_prior
@@ -28,9 +28,8 @@ def run(configs: list[RemoveConfig], command: list[str]) -> None:
 
 def remove(config: RemoveConfig, command: str) -> None:
     """Read a file, write another. UserError for one that exists, and for a specialist that there is not."""
-    base, path, out = load_base(config.base), adapter_file(config.adapter), Path(config.out).expanduser()
-    if out.exists():
-        raise UserError(f"{str(out)!r} exists, and nothing is overwritten; choose another out")
+    path, out = adapter_file(config.adapter), new_file(config.out)
+    base = load_base(config.base)
     adapter, about = open_adapter(path, base)
     several = checked(path, adapter, config.specialist)
     prior = open_prior(prior_file(path), base, 1 + several.config.specialists)
@@ -43,6 +42,18 @@ def remove(config: RemoveConfig, command: str) -> None:
     print(
         f"{several.config.specialists - 1} of {several.config.specialists} specialists, all but number {config.specialist}: {out}"
     )
+
+
+def new_file(name: str) -> Path:
+    """Where the adapter is to be written, in a folder that is made. UserError for a name that is taken, itself or its prior's."""
+    out = Path(name).expanduser()
+    if out.suffix != ".safetensors":
+        raise UserError(f"expected out to end in .safetensors, found {name!r}")
+    for taken in (out, prior_file(out)):
+        if taken.exists():
+            raise UserError(f"{str(taken)!r} exists, and nothing is overwritten; choose another out")
+    out_folder(str(out.parent))
+    return out
 
 
 def checked(path: Path, adapter: Adapter, specialist: int) -> AttentionAdapter:

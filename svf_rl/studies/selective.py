@@ -72,7 +72,7 @@ class SelectiveStudyConfig:
 
     def __post_init__(self) -> None:
         wrong = set(self.types) - set(TYPES)
-        if wrong or set(listed(self.rope)) - {"true", "false"}:
+        if wrong or not self.types or set(listed(self.rope)) - {"true", "false"} or not listed(self.rope):
             known, found = [*TYPES, *ALIASES], f"{self.mha_type} and {self.rope}"
             raise UserError(f"expected selective.mha_type among {known} and selective.rope true or false, found {found}")
         check_at_least(1, self, "seeds width layers heads length rank hidden epochs batches rows", "selective.")

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from svf_rl.attention.soft_mask import Bilinear, Form, Original, SoftMaskConfig, make_soft_mask
+from svf_rl.attention.soft_mask import Bilinear, Form, Original, Predictor, SoftMaskConfig, make_soft_mask
 from svf_rl.errors import UserError, check_at_least
 from svf_rl.evaluate.figures import COLOURS, png
 from svf_rl.evaluate.stats import mean_interval
@@ -62,6 +62,7 @@ class SoftMaskStudyConfig:
     temperature: float = 5.0
     anneal_steps: int = 50
     openness: float = 0.0
+    predictor: Predictor = Predictor.attention
     epochs: int = 2
     batches: int = 80
     rows: int = 8
@@ -71,7 +72,7 @@ class SoftMaskStudyConfig:
 
     def __post_init__(self) -> None:
         wrong = [name for name in listed(self.forms) if name not in FORMS]
-        if wrong:
+        if wrong or not listed(self.forms):
             raise UserError(f"expected soft_mask.forms among {list(FORMS)}, found {self.forms}")
         check_at_least(1, self, "seeds width layers heads feed_forward context rank epochs batches rows tokens", "soft_mask.")
         if self.width % (2 * self.heads):
@@ -80,7 +81,8 @@ class SoftMaskStudyConfig:
 
     def mask(self, form: Form) -> SoftMaskConfig:
         """The settings of a mask. UserError for impossible ones."""
-        return SoftMaskConfig("soft_mask", form, self.rank, self.temperature, self.anneal_steps, self.openness)
+        how = self.predictor if form is Form.original else Predictor.linear
+        return SoftMaskConfig("soft_mask", form, self.rank, self.temperature, self.anneal_steps, self.openness, how)
 
 
 def run(config: SoftMaskStudyConfig, folder: Path, progress: Progress) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from svf_rl.studies.parts import part
 from svf_rl.studies.solo import LEARNT, examples, measures
 from svf_rl.studies.trigrams import draw, problems, vocabulary
 
+JUDGED = {"learnt": LEARNT, "imitation": "R2 KL nats"}  # by what; results of another judge are not mixed with these
 SETTINGS = {2: 3, 3: 4, 4: 5}  # heads of the published models, and their trigrams
 TARGETS: dict[str, tuple[str, Callable[[float], bool]]] = {  # by column of the table: in words, and what is enough
     "unlearnt_after": ("every trigram learnt", lambda x: x == 0),
@@ -63,7 +64,7 @@ class SuperpositionConfig:
 
     def __post_init__(self) -> None:
         wrong = [name for name in listed(self.heads) if name not in map(str, SETTINGS)]
-        if wrong:
+        if wrong or not listed(self.heads):
             raise UserError(f"expected superposition.heads among {list(SETTINGS)}, found {self.heads}")
         check_at_least(1, self, "seeds base_steps steps restarts rows copies", "superposition.")
 
@@ -92,7 +93,7 @@ class Cell:
 def run(config: SuperpositionConfig, folder: Path, progress: Progress) -> dict[str, Any]:
     """Every setting and seed, those that are done from the folder."""
     cells = [Cell(int(heads), seed) for heads in listed(config.heads) for seed in range(config.seeds)]
-    training = {key: value for key, value in asdict(config).items() if key not in ("heads", "seeds")} | {"learnt": LEARNT}
+    training = {key: value for key, value in asdict(config).items() if key not in ("heads", "seeds")} | JUDGED
     parts = [part(folder, cell.name, training, partial(measure, cell, config, folder)) for cell in progress.over(cells, "training")]
     rows = [summary(cell, found) for cell, found in zip(cells, parts, strict=True)]
     write_bytes(folder / "seeds.png", seeds(rows))

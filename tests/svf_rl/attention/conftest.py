@@ -16,7 +16,7 @@ from svf_rl.attention.gated import GatedConfig, GatedPatch, Output
 from svf_rl.attention.selective import Form, SelectiveConfig
 from svf_rl.attention.shiftable import KeysValues, Pool, ShiftableConfig
 from svf_rl.attention.soft_mask import Form as MaskForm
-from svf_rl.attention.soft_mask import SoftMaskConfig
+from svf_rl.attention.soft_mask import Predictor, SoftMaskConfig
 from svf_rl.base.load import Base, BaseConfig, fingerprint, load_base
 
 MODULES: dict[str, Any] = {
@@ -29,6 +29,7 @@ MODULES: dict[str, Any] = {
     "gated-output": GatedConfig(rank=0, penalty=0.1),
     "soft_mask": SoftMaskConfig(openness=0.1),
     "soft_mask-original": SoftMaskConfig(form=MaskForm.original, openness=0.1),
+    "soft_mask-predicted": SoftMaskConfig(form=MaskForm.original, predictor=Predictor.attention),
     "soft_mask-forget": SoftMaskConfig(form=MaskForm.forget, openness=0.1),
     "soft_mask-selective": SoftMaskConfig(form=MaskForm.selective),
     "selective": SelectiveConfig(),

@@ -52,7 +52,7 @@ def test_the_others_stay(
     svf_rl: Callable[..., Any], save: Callable[..., Path], tiny_base: Base, architecture_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     """What is left answers as the whole does with the second specialist shut off; its tensors are those of the first and third."""
-    path, out = save(ShiftableConfig(specialists=3, rank=2, top_k=2), "three.safetensors"), tmp_path / "two.safetensors"
+    path, out = save(ShiftableConfig(specialists=3, rank=2, top_k=2), "three.safetensors"), tmp_path / "new" / "two.safetensors"
     numbers = torch.arange(20).double()
     save_prior(
         prior_file(path),
@@ -75,8 +75,15 @@ def test_the_others_stay(
     left = open_prior(prior_file(out), tiny_base, 3)
     assert left is not None
     assert left.centres.tolist() == numbers.view(4, 5)[[0, 1, 3]].tolist()
-    again = svf_rl("remove", *words)
-    assert "exists, and nothing is overwritten" in again.mistake
+    for taken in (out, prior_file(out)):
+        assert f"{str(taken)!r} exists, and nothing is overwritten" in svf_rl("remove", *words).mistake
+        taken.unlink()
+
+
+def test_the_new_file_has_a_name_of_its_own(svf_rl: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out, message in (("other.bin", "to end in .safetensors"), ("file/other.safetensors", "cannot write to the folder")):
+        assert message in svf_rl("remove", "adapter=a.safetensors", "specialist=1", f"out={out}").mistake
 
 
 @pytest.mark.parametrize(

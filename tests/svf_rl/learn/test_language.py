@@ -117,7 +117,7 @@ def test_closed_gates_are_the_base_bit_for_bit(tiny_base: Base) -> None:
     assert [sum(layer) for layer in gates] == pytest.approx([1.0, 1.0])
 
 
-@pytest.mark.parametrize("adapter", ["shiftable", "svf", "lora"])
+@pytest.mark.parametrize("adapter", ["shiftable", "gated", "soft_mask", "selective", "svf", "lora"])
 def test_a_run_leaves_its_folder(svf_rl: Callable[..., Any], words: list[str], tmp_path: Path, adapter: str) -> None:
     done = svf_rl(*words, f"adapter={adapter}", "run_dir=run")
     assert done.code == 0, done.err

@@ -30,6 +30,8 @@ MODULES: dict[str, tuple[Any, str]] = {  # with the target of its time beside th
     "gated, pairs": (GatedConfig(output=Output.none, rank=1), "≤ 1.15"),
     "soft_mask, bilinear": (SoftMaskConfig(), "≤ 1.15"),
     "soft_mask, forget": (SoftMaskConfig(form=Form.forget), "≤ 1.15"),
+    "soft_mask, original": (SoftMaskConfig(form=Form.original), "≤ 1.15"),
+    "soft_mask, selective": (SoftMaskConfig(form=Form.selective), "≤ 1.15"),
     "selective, multiplicative": (SelectiveConfig(), ""),
     "selective, linear": (SelectiveConfig(form=selective.Form.linear), ""),
     "selective, nonlinear": (SelectiveConfig(form=selective.Form.nonlinear), ""),

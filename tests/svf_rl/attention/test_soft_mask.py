@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from svf_rl.attention.soft_mask import Form, SoftMaskConfig
+from svf_rl.attention.soft_mask import Form, Predictor, SoftMaskConfig
 from svf_rl.base.load import Base
 from svf_rl.errors import UserError
 
@@ -24,7 +25,7 @@ def first_layer(base: Base, adapter: Any, ids: Tensor) -> tuple[Any, Any]:
 
 def masks(form: Form, patch: Any, call: Any) -> Tensor:
     """exp(log M) by loops over pairs, from the layer's input alone."""
-    x, (heads, time) = call.hidden, call.query.shape[1:3]
+    x, (heads, time) = read(patch, call), call.query.shape[1:3]
     out = torch.zeros(len(x), heads, time, time)
     for b in range(len(x)):
         for h in range(heads):
@@ -32,6 +33,21 @@ def masks(form: Form, patch: Any, call: Any) -> Tensor:
                 for j in range(i + 1):
                     out[b, h, i, j] = one(form, patch, call, x[b], b, h, i, j)
     return out
+
+
+def read(patch: Any, call: Any) -> Tensor:
+    """The layer's input and, where the mask has an attention of its own, what that says: causal, turned by the library."""
+    if patch.config.predictor is Predictor.linear:
+        return call.hidden  # type: ignore[no-any-return]
+    query, key, value = (
+        (call.hidden @ w.T).unflatten(-1, (patch.heads, -1)).transpose(1, 2) for w in (patch.query, patch.key, patch.value)
+    )
+    query, key = apply_rotary_pos_emb(query, key, *call.turn)
+    scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])
+    hidden = torch.ones(scores.shape[-2:]).triu(1).bool()
+    heads = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value
+    said: Tensor = call.hidden + heads.transpose(1, 2).flatten(2) @ patch.out.T
+    return said
 
 
 def one(form: Form, patch: Any, call: Any, x: Tensor, b: int, h: int, i: int, j: int) -> float:
@@ -50,11 +66,15 @@ def one(form: Form, patch: Any, call: Any, x: Tensor, b: int, h: int, i: int, j:
     return math.exp(-float(patch.gamma[h]) * (used if j else 0.0))
 
 
-@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize(
+    ("form", "predictor"), [*((form, Predictor.linear) for form in Form), (Form.original, Predictor.attention)]
+)
 @torch.no_grad()
-def test_a_mask_multiplies_weights_that_are_normalised_again(form: Form, backends: dict[str, Base], adapt: Any) -> None:
+def test_a_mask_multiplies_weights_that_are_normalised_again(
+    form: Form, predictor: Predictor, backends: dict[str, Base], adapt: Any
+) -> None:
     base = backends["qwen2-sdpa"]
-    adapter = adapt(base, SoftMaskConfig(form=form))
+    adapter = adapt(base, SoftMaskConfig(form=form, predictor=predictor))
     ids = torch.randint(0, 290, (2, 7), generator=torch.Generator().manual_seed(1))
     patch, call = first_layer(base, adapter, ids)
     truth = masks(form, patch, call)
@@ -92,3 +112,5 @@ def test_the_original_form_knows_only_so_many_positions(backends: dict[str, Base
 def test_settings_are_checked() -> None:
     with pytest.raises(UserError, match="temperature"):
         SoftMaskConfig(temperature=0.5)
+    with pytest.raises(UserError, match="only form=original"):
+        SoftMaskConfig(predictor=Predictor.attention)

@@ -427,6 +427,11 @@ def test_a_run_that_is_done_can_be_resumed(svf_rl: Callable[..., Any], letter: l
     before = trajectory(Path("run"))
     assert svf_rl("train", *letter, "run_dir=run", "resume=true").code == 0
     assert trajectory(Path("run")) == before
+    config = Path("run/config.yaml")
+    older = "".join(line for line in config.read_text().splitlines(keepends=True) if "label_weight" not in line)
+    assert older != config.read_text()
+    config.write_text(older)  # of a version that did not have the setting
+    assert svf_rl("train", *letter, "run_dir=run", "resume=true").code == 0
 
 
 def test_a_folder_that_cannot_be_written(svf_rl: Callable[..., Any], letter: list[str]) -> None:

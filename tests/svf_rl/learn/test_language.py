@@ -255,3 +255,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 def test_rows_longer_than_the_context_are_refused(svf_rl: Callable[..., Any], words: list[str]) -> None:
     assert "the context of the base, 128" in svf_rl(*words, "lm.length=500").mistake
+
+
+@pytest.mark.slow
+def test_a_specialist_learns_its_domain_and_keeps_to_it(svf_rl: Callable[..., Any], tmp_path: Path) -> None:
+    """The whole workflow with its defaults on the embedded base: what the README says of it, with room to spare."""
+    done = svf_rl("train", "objective=lm", "adapter=shiftable", "corpus=special", "run_dir=run", "base.device=cpu")
+    assert done.code == 0, done.err
+    special, general = (json.loads((tmp_path / "run" / "summary.json").read_text())[name] for name in ("special", "general"))
+    assert math.exp(special["nats_ci95"][1]) < 0.9
+    assert general["closed_is_base"]
+    assert general["perplexity"]["closed"] == general["perplexity"]["base"]
+    for on, off in zip(special["gates"], general["gates"], strict=True):
+        assert off[1] < 0.5 < on[1]

@@ -11,7 +11,7 @@ from svf_rl.files import read_tensors
 from svf_rl.progress import Progress
 from svf_rl.studies import superposition, trigrams
 from svf_rl.studies.heads import Heads, Places, contribution, places
-from svf_rl.studies.solo import Examples, _model, divergence, solo_heads
+from svf_rl.studies.solo import Examples, _model, divergence, examples, measures, solo_heads
 from svf_rl.studies.superposition import SuperpositionConfig
 
 
@@ -181,6 +181,12 @@ def test_a_short_study_leaves_models_and_figures_and_goes_on(tmp_path: Path, mon
     name = "2heads-3trigrams-seed0"
     tensors, _ = read_tensors(tmp_path / f"{name}-gated.safetensors")
     assert tensors["out"].shape == (1, 4, 8)
+    models = {kind: Heads(1, heads, 8, kind == "gated", 9) for kind, heads in (("base", 2), ("gated", 4))}
+    for kind, model in models.items():
+        model.load_state_dict(read_tensors(tmp_path / f"{name}-{kind}.safetensors")[0])
+    again = measures(models["base"], models["gated"], examples(3, 4000, 10_000))
+    assert again["r2"] == pytest.approx(row["R2"])
+    assert again["base"]["nats"] == pytest.approx(row["nats"])
     assert {path.name for path in tmp_path.glob("*.png")} == {f"{name}.png", "seeds.png"}
     monkeypatch.setattr(superposition, "train_base", None)  # a second run that trained anything would fail
     assert superposition.run(config, tmp_path, Progress(quiet=True))["table"] == [row]

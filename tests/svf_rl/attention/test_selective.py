@@ -53,3 +53,17 @@ def test_pairs_in_blocks_are_pairs_at_once(keys: int) -> None:
     mine = torch.autograd.grad(found.square().sum(), (weights, query, key))
     assert torch.allclose(mine[0] * visible, slopes[0] * visible, atol=1e-10)
     assert all(torch.allclose(one, right, atol=1e-10) for one, right in zip(mine[1:], slopes[1:], strict=True))
+
+
+def test_pairs_are_never_held_at_once() -> None:
+    """Forward and backward, of 16 hidden units for each of 512 x 512 pairs: less than half of what those alone would take."""
+    weights = torch.rand(1, 2, 512, 512).tril().requires_grad_()
+    query, key = (torch.rand(1, 2, 512, 16).requires_grad_() for _ in range(2))
+    held = most = 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        selective.Pairwise.apply(weights, query, key).square().sum().backward()
+    assert record.profiler is not None
+    for event in record.profiler.kineto_results.events():
+        held += event.nbytes() if event.name() == "[memory]" else 0
+        most = max(most, held)
+    assert 2 * weights.numel() * 4 < most < weights.numel() * 16 * 4 / 2  # both sides: something was measured at all

@@ -19,7 +19,7 @@ from svf_rl.attention.shiftable import KeysValues, ShiftableConfig
 from svf_rl.attention.soft_mask import Form, SoftMaskConfig
 from svf_rl.base.load import Base, BaseConfig, load_base
 
-ROWS, TOKENS, REPEATS, WIDE_REPEATS, LENGTH = 16, 64, 15, 5, 256
+ROWS, TOKENS, REPEATS, WIDE_REPEATS, LENGTH = 16, 64, 45, 5, 256
 AWAY = 0.02  # how far
 WIDE = QWEN_HALF | {"num_hidden_layers": 4, "vocab_size": 2048}
 MODULES: dict[str, tuple[Any, str]] = {  # with the target of its time beside the base's

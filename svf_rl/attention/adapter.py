@@ -1,7 +1,7 @@
 """The adapter of every attention module: a patch at each layer's attention (see host.py), and the contract of svf_rl/adapter.py."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -35,19 +35,8 @@ class AttentionAdapter:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        with self._set("bypass", True):
+        with _held(self.hosts, "bypass", True):
             yield
-
-    @contextmanager
-    def _set(self, attribute: str, value: object) -> Iterator[None]:
-        before = {path: getattr(host, attribute) for path, host in self.hosts.items()}
-        try:
-            for host in self.hosts.values():
-                setattr(host, attribute, value)
-            yield
-        finally:
-            for path, host in self.hosts.items():
-                setattr(host, attribute, before[path])
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {f"{path}.{name}": p for path, patch in self.patches.items() for name, p in patch.named_parameters()}
@@ -87,7 +76,7 @@ class AttentionAdapter:
 
         ValueError if the module has none.
         """
-        with self._set("looking", True):
+        with _held(self.hosts, "looking", True):
             logits = self.model(input_ids=ids, **kwargs).logits
             calls = [host.take() for host in self.hosts.values()]
         asked = [word for word, wanted in {"gates": return_gates, "masks": return_masks}.items() if wanted]
@@ -98,17 +87,21 @@ class AttentionAdapter:
         return (logits, *found)
 
 
-@contextmanager
-def setting(adapter: AttentionAdapter, name: str, value: object) -> Iterator[None]:
+def setting(adapter: AttentionAdapter, name: str, value: object) -> AbstractContextManager[None]:
     """Within it, an attribute of every patch has this value."""
-    before = {path: getattr(patch, name) for path, patch in adapter.patches.items()}
+    return _held(adapter.patches, name, value)
+
+
+@contextmanager
+def _held(modules: Mapping[str, nn.Module], name: str, value: object) -> Iterator[None]:
+    before = {path: getattr(module, name) for path, module in modules.items()}
     try:
-        for patch in adapter.patches.values():
-            setattr(patch, name, value)
+        for module in modules.values():
+            setattr(module, name, value)
         yield
     finally:
-        for path, patch in adapter.patches.items():
-            setattr(patch, name, before[path])
+        for path, module in modules.items():
+            setattr(module, name, before[path])
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -195,5 +195,6 @@ def make_gated(base: Base, config: GatedConfig, progress: Progress) -> Attention
 
 def exploring(adapter: Adapter) -> AbstractContextManager[None]:
     """Within it, hard gates are drawn as they are where there is a gradient; anything else is what it is."""
-    gated = isinstance(adapter, AttentionAdapter) and adapter.name == "gated"
-    return setting(adapter, "exploring", True) if gated else nullcontext()  # type: ignore[arg-type]
+    if isinstance(adapter, AttentionAdapter) and adapter.name == "gated":
+        return setting(adapter, "exploring", True)
+    return nullcontext()

@@ -136,10 +136,16 @@ def judge(language: Language, rows: Int[Tensor, "rows length"]) -> dict[str, flo
 
 def peak(language: Language, ids: Int[Tensor, "rows length"]) -> float:
     """MiB of the most that the tensors made in one forward and backward pass held at once. Gradients are forgotten after it."""
+    most = most_held(lambda: backward(language, ids))
+    language.zero_grad()
+    return most
+
+
+def most_held(work: Callable[[], object]) -> float:
+    """MiB of the most that the tensors made in a piece of work held at once."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own amid ours
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        backward(language, ids)
-    language.zero_grad()
+        work()
     held = most = 0
     events: Iterable[Any] = record.profiler.kineto_results.events() if record.profiler else []
     for event in events:

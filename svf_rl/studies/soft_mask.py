@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from svf_rl.attention.soft_mask import Bilinear, Form, Original, Predictor, SoftMaskConfig, make_soft_mask
+from svf_rl.attention.soft_mask import Annealed, Form, Predictor, SoftMaskConfig, make_soft_mask
 from svf_rl.errors import UserError, check_at_least
 from svf_rl.evaluate.figures import COLOURS, png
 from svf_rl.evaluate.stats import mean_interval
@@ -145,10 +145,8 @@ def saturated(language: Language, ids: Int[Tensor, "rows time"]) -> float | None
 
 
 def _half(patch: nn.Module) -> Tensor:
-    """What the sigmoid is where the factor is 1."""
-    if isinstance(patch, Bilinear):
-        return patch.offset.sigmoid()[:, None, None]
-    return torch.tensor(0.5 if isinstance(patch, Original) else 1.0)
+    """What the sigmoid is where the factor is 1; 1 for masks without one."""
+    return patch.neutral() if isinstance(patch, Annealed) else torch.ones(())
 
 
 def _share(gates: Float[Tensor, "*many time time"]) -> float:

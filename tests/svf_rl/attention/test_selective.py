@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from svf_rl.attention import selective
 from svf_rl.attention.host import rotate
+from svf_rl.studies.scratch import most_held
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -59,11 +60,5 @@ def test_pairs_are_never_held_at_once() -> None:
     """Forward and backward, of 16 hidden units for each of 512 x 512 pairs: less than half of what those alone would take."""
     weights = torch.rand(1, 2, 512, 512).tril().requires_grad_()
     query, key = (torch.rand(1, 2, 512, 16).requires_grad_() for _ in range(2))
-    held = most = 0
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
-        selective.Pairwise.apply(weights, query, key).square().sum().backward()
-    assert record.profiler is not None
-    for event in record.profiler.kineto_results.events():
-        held += event.nbytes() if event.name() == "[memory]" else 0
-        most = max(most, held)
+    most = most_held(lambda: selective.Pairwise.apply(weights, query, key).square().sum().backward()) * 2**20
     assert 2 * weights.numel() * 4 < most < weights.numel() * 16 * 4 / 2  # both sides: something was measured at all
